@@ -1,0 +1,1 @@
+"""What every pli service shares on the wire: roles, the interceptor, servers and channels."""
