@@ -171,7 +171,7 @@ class RelaySettings(Settings):
 
 
 class EmbeddedSettings(Settings):
-    """The embedded store: `python -m server.embedded --config FILE`."""
+    """The embedded store: `python -m server.main.embedded --config FILE`."""
 
     directory: Path
     """0700; holds socket, append-only file, users and passwords."""

@@ -41,7 +41,7 @@ local function phase_now(window, now)
 end
 
 -- Verdicts of an opening, first byte of each entry in the reply.
-local OPENED, READ_ONLY, REFUSED, CLOSED, NOT_OPEN, STALE = 0, 1, 2, 3, 4, 5
+local OPENED, READ_ONLY, REFUSED, CLOSED, NOT_OPEN, STALE, FULL = 0, 1, 2, 3, 4, 5, 6
 
 local function opened(verdict, opening, seats, cursor, displaced)
   local durable, state, tail = 0, LIVE, struct.pack('>I2', 0)
@@ -57,7 +57,7 @@ local function verdict_only(verdict)
 end
 
 -- One code. Returns the reply entry; writes head and cursors when it opens anew.
-local function open_one(keys, phase, fresh, node, pseudonym, writer, token)
+local function open_one(keys, phase, fresh, admit, node, pseudonym, writer, token)
   local registered = redis.call('HGET', keys.registry, pseudonym)
   local found = redis.call('HMGET', keys.cursors, pseudonym, pseudonym .. writer)
   local head, cursor = found[1], found[2]
@@ -73,6 +73,7 @@ local function open_one(keys, phase, fresh, node, pseudonym, writer, token)
   if status ~= 1 then return verdict_only(REFUSED) end
   if not head then
     if phase == PHASE_CLOSING then return verdict_only(CLOSED) end
+    if not admit then return verdict_only(FULL) end
     if not fresh then return verdict_only(STALE) end
     head = struct.pack('>I4c16c16BB', 1, writer, token, LIVE, kind)
     cursor = struct.pack('>I4I8BI2', 1, 0, LIVE, 0)
@@ -115,11 +116,12 @@ local function open_one(keys, phase, fresh, node, pseudonym, writer, token)
 end
 
 -- KEYS: window, cursors, registry, calls. ARGV: channel, node id (16), call number, valid until (ms),
--- entries, each pseudonym 16 | writer 16 | token 16.
+-- '1' where codes without a cursor are let in, entries, each pseudonym 16 | writer 16 | token 16.
 -- Calls of one node are numbered: a late copy of an older call opens nothing any more, and one that
 -- arrives after its time neither. Reply: phase, then one entry per code.
 local function open_session(keys, args)
-  local channel, node, number, valid_until, entries = args[1], args[2], tonumber(args[3]), tonumber(args[4]), args[5]
+  local channel, node, number, valid_until = args[1], args[2], tonumber(args[3]), tonumber(args[4])
+  local admit, entries = args[5] == '1', args[6]
   if #node ~= 16 or not number or not valid_until or #entries % 48 ~= 0 then return refuse('MALFORMED') end
   if #entries > 48 * MAX_SESSIONS then return refuse('TOO_LARGE') end
   local now = now_ms()
@@ -133,7 +135,7 @@ local function open_session(keys, args)
   local names = { cursors = keys[2], registry = keys[3], superseded = channel }
   local reply = { phase }
   for at = 1, #entries, 48 do
-    reply[#reply + 1] = open_one(names, phase, fresh, node, string.sub(entries, at, at + 15),
+    reply[#reply + 1] = open_one(names, phase, fresh, admit, node, string.sub(entries, at, at + 15),
       string.sub(entries, at + 16, at + 31), string.sub(entries, at + 32, at + 47))
   end
   return reply

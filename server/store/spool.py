@@ -36,7 +36,7 @@ rejection (seq u64, reason u8), then the receipt."""
 
 REJECTION = Struct(">QB")
 _OPENED = Struct(">BIQBHBH")
-OPENED, READ_ONLY, REFUSED, CLOSED, NOT_OPEN, STALE = range(6)
+OPENED, READ_ONLY, REFUSED, CLOSED, NOT_OPEN, STALE, FULL = range(7)
 """Verdicts of an opening, as in pli.lua."""
 
 LIVE, FINISHED, FENCED = 1, 2, 3
@@ -153,17 +153,18 @@ class IngestSpool:
         self.keys = keys
 
     async def open_sessions(
-        self, node_id: bytes, number: int, valid_until_ms: int, entries: Sequence[bytes]
+        self, node_id: bytes, number: int, valid_until_ms: int, admit_new: bool, entries: Sequence[bytes]
     ) -> tuple[int, list[OpenedSession]]:
         """Opens many codes in one step; `entries` are OPEN_ENTRY each. Returns phase and verdicts.
 
         `number` must rise with every call of this node; a repeat after an unknown outcome keeps it.
+        With `admit_new` false, codes that were never opened get the verdict FULL.
         """
         keys = self.keys
         reply = await asked(
             self._call(
                 "FCALL", "pli_open_session", 4, keys.window, keys.cursors, keys.registry, keys.calls,
-                keys.superseded, node_id, number, valid_until_ms, b"".join(entries),
+                keys.superseded, node_id, number, valid_until_ms, int(admit_new), b"".join(entries),
             )
         )  # fmt: skip
         return int(reply[0]), [_opened(entry) for entry in reply[1:]]

@@ -18,7 +18,7 @@ from pli.config import load, read_secret_file, write_secret_file
 from pli.errors import ConfigError, PliError
 from pli.process import die_with_parent
 from pli.secret import Secret
-from server.config import EmbeddedSettings, SpoolSettings
+from server.config import EmbeddedSettings
 from server.store.acl import users_file
 
 SOCKET_FILE = "spool.sock"
@@ -41,13 +41,6 @@ daemonize no
 logfile ""
 loglevel notice
 """
-
-
-def spool_settings(directory: Path, user: str) -> SpoolSettings:
-    """How user `ingest` or `relay` reaches the store in `directory`."""
-    return SpoolSettings(
-        url=f"unix://{directory / SOCKET_FILE}", username=user, password_file=directory / f"{user}.password"
-    )
 
 
 def prepare(directory: Path, max_memory_mb: int) -> Path:

@@ -1,0 +1,1 @@
+"""Composition roots: each module is one process, wires clock, randomness, keys and clients, and runs."""

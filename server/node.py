@@ -1,0 +1,297 @@
+"""One ingest worker: becomes ready, watches its spool, publishes what it does, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from pli.errors import IntegrityError, PliError, SessionSuperseded, SpoolUnsafe
+from pli.hpke import PublicKey
+from pli.instrument import AnswerRules
+from pli.rpc.server import Health
+from pli.secret import Secret
+from pli.vault.v1.bundle_pb2 import Bundle
+from server.campaign_store import CampaignStore
+from server.committer import SUPERSEDED, Committer
+from server.config import ServerSettings
+from server.epochs import EpochSource
+from server.identity import NodeIdentity
+from server.intake import Intake
+from server.opener import Opener
+from server.store.guard import StoreState, last_number, look
+from server.store.keys import ShardKeys
+from server.store.spool import IngestSpool, asked, superseded_message
+
+log = structlog.get_logger()
+
+TICK_SECONDS = 1.0
+"""Status is published at this pace; the guard looks at its own."""
+
+RECONNECT_SPREAD_MS = 3_000
+"""Clients of a draining worker come back spread over this time."""
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What the node is given by its composition root: clocks, randomness, clients of the spool."""
+
+    redis: Redis
+    subscriber: Redis
+    clock_ms: Callable[[], int]
+    monotonic: Callable[[], float]
+    random_bytes: Callable[[int], bytes]
+
+
+class Node:
+    """State of one worker. `intake` is None until bundle, pseudonym key and a safe spool are there."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        identity: NodeIdentity,
+        vault_key: Ed25519PublicKey,
+        ports: Ports,
+        health: Health,
+    ) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._ports = ports
+        self._health = health
+        self._call = cast(Callable[..., Awaitable[Any]], ports.redis.execute_command)
+        self._campaign = CampaignStore(ports.redis, settings.campaign_id, vault_key)
+        self._first = ShardKeys(settings.campaign_id, 0)
+        self.node_id = ports.random_bytes(16)
+        self._markers: dict[int, bytes] = {}
+        self._trusted = False
+        self._serving = False
+        self._clock_offset_ms = 0
+        self._next_look = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.why = "starting"
+        self.intake: Intake | None = None
+
+    async def run(self) -> None:
+        """Watches until cancelled."""
+        while True:
+            await self._tick()
+            pause = TICK_SECONDS if self._trusted and self.intake is not None else TICK_SECONDS / 5
+            await asyncio.sleep(pause)
+
+    async def drain(self, seconds: float) -> None:
+        """Ends all sessions: told when to come back, everything read committed and acknowledged."""
+        await self._health.set(serving=False)
+        if self.intake is not None:
+            intake = self.intake
+            for session in intake.all_sessions():
+                share = int.from_bytes(self._ports.random_bytes(4), "big") / 2**32
+                session.drain(int(share * RECONNECT_SPREAD_MS))
+            try:
+                async with asyncio.timeout(seconds):
+                    await asyncio.gather(*(committer.idle() for committer in intake.committers))
+                    await asyncio.gather(*(session.written() for session in intake.all_sessions()))
+            except TimeoutError:
+                log.warning("drain_incomplete", seconds=seconds, why="the spool did not answer")
+
+    async def stop(self) -> None:
+        """Ends the tasks; epoch keys are wiped."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._unpublish()
+
+    async def _tick(self) -> None:
+        try:
+            now = self._ports.monotonic()
+            if now >= self._next_look or not self._trusted:
+                await self._look()
+                self._next_look = now + self._settings.guard.interval_ms / 1000
+            if self.intake is None:
+                self.intake = await self._prepare()
+            for committer in self.intake.committers if self.intake else ():
+                committer.end_aged_epoch()
+            await self._publish()
+        except PliError as error:
+            self._distrust(error)
+        await self._say_health()
+
+    def _distrust(self, error: PliError) -> None:
+        if self.why != error.message:
+            log.error("not_ready", reason=error.reason, why=error.message)
+        self._trusted = False
+        self.why = error.message
+
+    async def _say_health(self) -> None:
+        serving = self._trusted and self.intake is not None
+        if serving != self._serving:
+            self._serving = serving
+            await self._health.set(serving=serving)
+            log.info("serving" if serving else "not_serving", node=self.node_id.hex()[:8])
+
+    async def _look(self) -> None:
+        """The guard (DESIGN 7): settings, identity, last numbers, memory."""
+        guard = self._settings.guard
+        shards = len(self.intake.committers) if self.intake else 1
+        for shard in range(shards):
+            keys = ShardKeys(self._settings.campaign_id, shard)
+            state = await look(self._ports.redis, keys, allow_weak_durability=guard.allow_weak_durability)
+            self._know(shard, state)
+            await self._refuse_rollback(shard, keys)
+            self._budget(state)
+        if self.intake is not None:
+            self.intake.closes_at_ms = await self._campaign.closes_at_ms()
+            self.why = ""
+        self._trusted = True
+
+    def _know(self, shard: int, state: StoreState) -> None:
+        known = self._markers.get(shard)
+        if not state.marker:
+            what = "is empty or another one" if known else "is not adopted yet; the relay does that"
+            raise SpoolUnsafe(f"the store of shard {shard} has no identity marker: it {what}")
+        if known is not None and known != state.marker:
+            raise SpoolUnsafe(f"the store of shard {shard} was exchanged while this node ran; restore the right one")
+        self._markers[shard] = state.marker
+        self._clock_offset_ms = state.time_ms - self._ports.clock_ms()
+
+    async def _refuse_rollback(self, shard: int, keys: ShardKeys) -> None:
+        if self.intake is None:
+            return
+        epoch, number = self.intake.committers[shard].position()
+        if number and await last_number(self._ports.redis, keys, epoch) < number:
+            raise SpoolUnsafe(f"the store of shard {shard} knows less than it acknowledged: it was rolled back")
+
+    def _budget(self, state: StoreState) -> None:
+        intake, guard = self.intake, self._settings.guard
+        if intake is None:
+            return
+        ratio = state.memory_ratio
+        for opener in intake.openers:
+            opener.admit_new = ratio < guard.memory_no_new_codes_ratio
+        if ratio < guard.memory_stop_ratio:
+            intake.reading.set()
+        else:
+            intake.reading.clear()
+        if ratio >= guard.memory_alarm_ratio:
+            log.warning("spool_filling", reason="SPOOL_FILLING", bytes=state.memory_bytes)
+
+    async def _confirm_closed(self, shard: int) -> bool:
+        """Whether the store that said CLOSED is the one this node knows."""
+        try:
+            marker = await asked(self._call("GET", ShardKeys(self._settings.campaign_id, shard).marker))
+        except PliError:
+            return False
+        return bool(marker) and bytes(marker) == self._markers.get(shard)
+
+    async def _prepare(self) -> Intake | None:
+        """Everything a session needs, or None and the reason in `why`."""
+        bundle = await self._campaign.bundle()
+        if bundle is None:
+            self.why = "waiting for the campaign's bundle, which the relay loads once it is published"
+            return None
+        key = await self._campaign.pseudonym_key(self._identity, self._ports.clock_ms())
+        if key is None:
+            self.why = "waiting for the vault to enrol this node"
+            return None
+        intake = self._build(bundle, key)
+        self._next_look = 0.0
+        log.info("prepared", campaign=bundle.campaign_id, version=bundle.version)
+        return intake
+
+    def _build(self, bundle: Bundle, key: Secret) -> Intake:
+        settings, ports = self._settings, self._ports
+        answer_key = PublicKey(bundle.answer_public_key)
+        if answer_key.key_id != bundle.answer_key_id:
+            raise IntegrityError("the bundle's answer key does not have the id that the bundle names")
+        committers, openers = [], []
+        for shard in range(bundle.shards):
+            spool = IngestSpool(ports.redis, ShardKeys(settings.campaign_id, shard))
+            epochs = EpochSource(
+                settings.campaign_id, shard, self.node_id, answer_key, self._identity,
+                ports.clock_ms, ports.random_bytes,
+            )  # fmt: skip
+
+            async def confirm(shard: int = shard) -> bool:
+                return await self._confirm_closed(shard)
+
+            committers.append(
+                Committer(spool, epochs, settings.commit, ports.monotonic, lambda: self._trusted, confirm)
+            )
+            openers.append(Opener(spool, self.node_id, self._spool_clock_ms, confirm))
+        intake = Intake(bundle, AnswerRules(bundle.instrument), key, committers, openers)
+        intake.reading.set()
+        for runner in (*committers, *openers):
+            self._tasks.append(asyncio.create_task(runner.run()))
+        self._tasks.append(asyncio.create_task(self._hear_superseded(intake)))
+        return intake
+
+    def _spool_clock_ms(self) -> int:
+        return self._ports.clock_ms() + self._clock_offset_ms
+
+    async def _hear_superseded(self, intake: Intake) -> None:
+        """Another worker opened a code that lives here: its stream ends at once."""
+        channels = [
+            ShardKeys(self._settings.campaign_id, shard).superseded for shard in range(len(intake.committers))
+        ]
+        while True:
+            try:
+                async with self._ports.subscriber.pubsub() as listener:
+                    await listener.subscribe(*channels)
+                    async for message in listener.listen():
+                        if message["type"] == "message":
+                            self._supersede(intake, bytes(message["data"]))
+            except (OSError, PliError, RedisError) as error:
+                # Not needed for correctness: a superseded session's next commit is refused anyway.
+                log.warning("superseded_channel_lost", error=type(error).__name__)
+                await asyncio.sleep(TICK_SECONDS)
+
+    def _supersede(self, intake: Intake, raw: bytes) -> None:
+        pseudonym, opening = superseded_message(raw)
+        for session in list(intake.sessions.get(pseudonym, ())):
+            if session.opening < opening and not session.seats:
+                session.supersede(opening, SessionSuperseded(SUPERSEDED))
+
+    async def _publish(self) -> None:
+        await asked(self._call("HSET", self._first.status, f"node:{self.node_id.hex()[:8]}", json.dumps(self._row())))
+
+    def _row(self) -> dict[str, object]:
+        intake = self.intake
+        row: dict[str, object] = {
+            "pid": os.getpid(),
+            "ready": self._trusted and intake is not None,
+            "why": self.why,
+            "rss_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES,
+            "published_at_ms": self._spool_clock_ms(),
+        }
+        if intake is not None:
+            times = [us for committer in intake.committers for us in committer.counts.commit_us]
+            row |= {
+                "sessions": intake.live,
+                "opened": intake.counts.opened,
+                "refused": intake.counts.refused,
+                "superseded": intake.counts.displaced,
+                "went_back": intake.counts.went_back,
+                "acknowledged": sum(committer.counts.acknowledged for committer in intake.committers),
+                "rejected": sum(committer.counts.rejected for committer in intake.committers),
+                "blocks": sum(committer.counts.blocks for committer in intake.committers),
+                "commit_p50_us": int(median(times)) if times else 0,
+                "weak_durability": self._settings.guard.allow_weak_durability,
+            }
+        return row
+
+    async def _unpublish(self) -> None:
+        try:
+            await asked(self._call("HDEL", self._first.status, f"node:{self.node_id.hex()[:8]}"))
+        except PliError as error:
+            log.warning("status_left_behind", reason=error.reason)

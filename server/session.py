@@ -1,0 +1,203 @@
+"""One live session on this worker: what was read and waits, what is durable, what to tell the client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from pli.errors import PliError
+from pli.ingest.v1.ingest_pb2 import (
+    Ack,
+    Drain,
+    Expected,
+    Finished,
+    Notice,
+    Receipt,
+    Rejected,
+    SubmitResponse,
+    Superseded,
+)
+from pli.sealing import NewRecord
+
+REJECTED = 0
+"""In place of a record's kind: the item is a rejection, its seat field holds the reason."""
+
+OVERHEAD_BYTES = 128
+"""Upper bound of what sealing adds to a small record in a block, padding included."""
+
+Write = Callable[[SubmitResponse], Any]
+
+
+class Session:
+    """State of one stream. Touched by its reader and by the committer, both on the one event loop.
+
+    `waiting` holds accepted records and rejections in order of seq, without gap, from durable_seq + 1
+    plus what is in the outstanding block.
+    """
+
+    __slots__ = (
+        "_ack_due", "_responses", "_room", "_task", "_write", "_writing", "accepted", "durable_seq", "ending",
+        "expected_told", "finish_receipt", "finished", "next_seq", "opening", "pseudonym", "queued",
+        "rejected_count", "seats", "waiting", "waiting_bytes", "writer",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        pseudonym: bytes,
+        writer: bytes,
+        opening: int,
+        seats: int,
+        durable_seq: int,
+        rejected_count: int,
+        write: Write,
+        task: asyncio.Task[Any] | None,
+    ) -> None:
+        self.pseudonym = pseudonym
+        self.writer = writer
+        self.opening = opening
+        self.seats = seats
+        self.durable_seq = durable_seq
+        self.next_seq = durable_seq + 1
+        self.rejected_count = rejected_count
+        self.waiting: list[NewRecord] = []
+        self.waiting_bytes = 0
+        self.queued = False
+        self.finish_receipt: Receipt | None = None
+        self.finished = False
+        self.ending: PliError | None = None
+        self.expected_told = 0
+        self._write = write
+        self._task = task
+        self._responses: list[SubmitResponse] = []
+        self._ack_due = False
+        self._writing: asyncio.Task[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Messages read and not yet durable."""
+        return self.next_seq - 1 - self.durable_seq
+
+    def take(self, record: NewRecord) -> None:
+        """Queues an accepted record or a rejection; its seq must be next_seq."""
+        self.waiting.append(record)
+        self.waiting_bytes += len(record[3]) + OVERHEAD_BYTES
+        self.next_seq = record[0] + 1
+
+    def hand_over(self, budget_bytes: int) -> list[NewRecord]:
+        """What fits into `budget_bytes` of a block, at least one item; the rest keeps waiting."""
+        if self.waiting_bytes <= budget_bytes:
+            taken, self.waiting = self.waiting, []
+            self.waiting_bytes = 0
+            return taken
+        used = count = 0
+        for record in self.waiting:
+            # Padding may double a record; a block is far from full with one of the largest.
+            used += 2 * len(record[3]) + OVERHEAD_BYTES
+            if count and used > budget_bytes:
+                break
+            count += 1
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        self.waiting_bytes = sum(len(record[3]) + OVERHEAD_BYTES for record in self.waiting)
+        return taken
+
+    def settled(self, last_seq: int, rejections: list[tuple[int, int]]) -> None:
+        """The spool has everything up to `last_seq` on disk. The only place where an ack is born."""
+        self.durable_seq = last_seq
+        for seq, reason in rejections:
+            self._responses.append(SubmitResponse(rejected=Rejected(seq=seq, reason=reason)))  # type: ignore[arg-type]  # an enum's number
+        self._ack_due = True
+        if self.finish_receipt is not None and last_seq == self.next_seq - 1:
+            self.finished = True
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+        self.flush()
+
+    def repeat_ack(self) -> None:
+        """The client resent what is settled already."""
+        if not self._ack_due and self.durable_seq:
+            self._ack_due = True
+            self.flush()
+
+    def tell_expected(self) -> None:
+        """The client left a gap; told once per position."""
+        if self.expected_told != self.next_seq:
+            self.expected_told = self.next_seq
+            self._responses.append(SubmitResponse(expected=Expected(seq=self.next_seq)))
+            self.flush()
+
+    def supersede(self, opening: int, error: PliError) -> None:
+        """Another opening won: say so, then end the stream."""
+        if self.ending is None:
+            self._responses.append(
+                SubmitResponse(notice=Notice(superseded=Superseded(opening=opening)))
+            )
+            self.end(error)
+
+    def drain(self, reconnect_after_ms: int) -> None:
+        """This process stops soon; what was read is still committed and acknowledged."""
+        self._responses.append(
+            SubmitResponse(notice=Notice(drain=Drain(reconnect_after_ms=reconnect_after_ms)))
+        )
+        self.flush()
+
+    def end(self, error: PliError) -> None:
+        """Ends the stream with this status once everything due has been written."""
+        if self.ending is None:
+            self.ending = error
+            self.flush()
+            if self._task is not None:
+                self._task.cancel()
+
+    def gone(self) -> None:
+        """The client left: nothing is written any more, what was read is still committed."""
+        self._task = None
+        self._responses.clear()
+        self._ack_due = False
+        self._write = _discard
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    async def room(self, stalled_seconds: float) -> bool:
+        """Waits until something became durable; False when nothing did for so long."""
+        self._room = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait({self._room}, timeout=stalled_seconds)
+        self._room = None
+        return bool(done)
+
+    def flush(self) -> None:
+        """Starts writing what is due, unless a write is under way: gRPC allows one at a time."""
+        if self._writing is None and (self._ack_due or self._responses):
+            self._writing = asyncio.get_running_loop().create_task(self._write_due())
+
+    async def written(self) -> None:
+        """Returns when nothing is due any more."""
+        while self._writing is not None:
+            await asyncio.wait({self._writing})
+
+    async def _write_due(self) -> None:
+        try:
+            while self._responses or self._ack_due:
+                responses, self._responses = self._responses, []
+                durable, due, finished = self.durable_seq, self._ack_due, self.finished
+                self._ack_due = False
+                for response in responses:
+                    await self._write(response)
+                if due:
+                    await self._write(SubmitResponse(ack=Ack(durable_seq=durable)))
+                if due and finished:
+                    await self._write(SubmitResponse(finished=Finished(receipt=self.finish_receipt)))
+        except Exception:
+            # The peer is gone: gRPC cancels the handler, which cleans up. Nothing acknowledged is lost,
+            # the client learns the truth from its next Opened.
+            self.gone()
+        finally:
+            self._writing = None
+
+    def __repr__(self) -> str:
+        return f"Session({self.pseudonym[:4].hex()}…, opening {self.opening})"
+
+
+async def _discard(response: SubmitResponse) -> None:
+    """Writes to a client that has left."""
