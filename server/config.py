@@ -174,7 +174,10 @@ class EmbeddedSettings(Settings):
     """The embedded store: `python -m server.main.embedded --config FILE`."""
 
     directory: Path
-    """0700; holds socket, append-only file, users and passwords."""
+    """0700; holds append-only file, users and passwords."""
+
+    socket_directory: Path | None = None
+    """0700; holds the socket where `directory` is too long a path for one (108 bytes in the kernel)."""
 
     max_memory_mb: int = Field(default=1_024, ge=16)
     """The budget for the longest vault outage; the guard warns at 60 %."""

