@@ -109,7 +109,7 @@ def read_context(raw: bytes) -> BlockContext:
     Raises:
         IntegrityError: not a block of this version.
     """
-    return _read_fixed(raw)[0]
+    return read_fixed(raw)[0]
 
 
 def read_block(raw: bytes) -> Block:
@@ -118,7 +118,7 @@ def read_block(raw: bytes) -> Block:
     Raises:
         IntegrityError: not a well-formed block of this version.
     """
-    context, section_count, record_count, at = _read_fixed(raw)
+    context, section_count, record_count, at = read_fixed(raw)
     end = len(raw) - TAG_BYTES
     sections: list[Section] = []
     seen = 0
@@ -144,7 +144,14 @@ def read_block(raw: bytes) -> Block:
     return Block(context, sections, record_count, raw[:end], raw[end:])
 
 
-def _read_fixed(raw: bytes) -> tuple[BlockContext, int, int, int]:
+def read_fixed(raw: bytes) -> tuple[BlockContext, int, int, int]:
+    """Context, number of sections, number of records, and where the first section begins.
+
+    For a reader that walks over sections and records by itself (vault/opening.py).
+
+    Raises:
+        IntegrityError: not a block of this version.
+    """
     if len(raw) > MAX_BLOCK_BYTES or not raw.startswith(MAGIC):
         raise IntegrityError("a block has another format than this version reads")
     try:

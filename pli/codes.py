@@ -62,7 +62,12 @@ _VALUE = {symbol: value for value, symbol in enumerate(ALPHABET)}
 _TYPED = {
     **_VALUE,
     **{symbol.lower(): value for symbol, value in _VALUE.items()},
-    **{"O": 0, "o": 0, "I": 1, "i": 1, "L": 1, "l": 1},
+    "O": 0,
+    "o": 0,
+    "I": 1,
+    "i": 1,
+    "L": 1,
+    "l": 1,
 }
 _DROPPED = frozenset(" -\t\u00a0")
 

@@ -36,9 +36,7 @@ class Section(BaseModel):
 class Settings(BaseSettings):
     """Root of one process's configuration. Read it with `load`, never by its constructor alone."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter=NESTED
-    )
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, env_prefix=PREFIX, env_nested_delimiter=NESTED)
 
 
 S = TypeVar("S", bound=Settings)
@@ -108,9 +106,7 @@ def write_secret_file(path: Path, content: bytes, mode: int = 0o400) -> None:
 
 
 def _refuse_unknown_variables(kind: type[BaseSettings], environ: Mapping[str, str]) -> None:
-    unknown = sorted(
-        name for name in environ if name.startswith(PREFIX) and not _is_known(kind, name[len(PREFIX) :])
-    )
+    unknown = sorted(name for name in environ if name.startswith(PREFIX) and not _is_known(kind, name[len(PREFIX) :]))
     if unknown:
         raise ConfigError(
             f"unknown environment variable {', '.join(unknown)}; unset it, or correct its name "

@@ -31,9 +31,7 @@ class CsvRows:
     closed makes the rest unreadable and raises InputError at once, as does a file without a header.
     """
 
-    def __init__(
-        self, chunks: Iterable[bytes], faults: FaultList, *, max_bytes: int = MAX_FILE_BYTES
-    ) -> None:
+    def __init__(self, chunks: Iterable[bytes], faults: FaultList, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         self._faults = faults
         self._suspicious = False
         self._reader = csv.reader(self._decoded(_byte_lines(chunks, faults, max_bytes)), strict=True)

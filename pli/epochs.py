@@ -140,13 +140,9 @@ def read_header(raw: bytes) -> EpochHeader:
         raise IntegrityError("an epoch header has another format than this version reads")
     try:
         campaign, at = _read_prefixed(raw, len(MAGIC))
-        shard, answer_key_id, key_id, process_id, started, previous, last = unpack_from(
-            ">H16s16s16sQ16sQ", raw, at
-        )
+        shard, answer_key_id, key_id, process_id, started, previous, last = unpack_from(">H16s16s16sQ16sQ", raw, at)
         at += 82
-        context = EpochContext(
-            campaign.decode(), shard, answer_key_id, key_id, process_id, started, previous, last
-        )
+        context = EpochContext(campaign.decode(), shard, answer_key_id, key_id, process_id, started, previous, last)
         sealed, at = _read_prefixed(raw, at)
         certificate, at = _read_prefixed(raw, at)
         signed_part = raw[:at]
@@ -168,5 +164,3 @@ def _read_prefixed(raw: bytes, at: int) -> tuple[bytes, int]:
     if end > len(raw):
         raise IntegrityError("an epoch header is cut short")
     return raw[at + 2 : end], end
-
-

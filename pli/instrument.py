@@ -44,7 +44,7 @@ class AnswerRules:
     def __init__(self, public: PublicInstrument) -> None:
         """Raises VersionMismatch when an item has a type that this version does not know."""
         self.version = public.version
-        self._items: dict[str, tuple[str, _Check]] = {item.id: _rule(item) for item in public.items}
+        self._items = {item.id: _rule(item) for item in public.items}
 
     def check(self, answer: Answer, seats: int) -> RejectReason.ValueType:
         """Why `answer` must be rejected, or ACCEPTED. `seats` is 0 in a pupil session.
@@ -58,11 +58,18 @@ class AnswerRules:
         if kind is None:
             return _EMPTY
         seat = answer.seat
-        if seat > seats or (seats and not seat):
+        if (seat or seats) and not 1 <= seat <= seats:
             return _UNKNOWN_SEAT
-        if kind != rule[0]:
+        expected, rest = rule
+        if kind != expected:
             return ACCEPTED if kind == "cleared" else _WRONG_TYPE
-        return rule[1](answer)
+        if not isinstance(rest, frozenset):
+            return rest(answer)
+        # Most answers of most instruments are choices: their check stands here, without a call.
+        options = answer.choices.options
+        if len(options) != 1:
+            return _TOO_LONG if options else _EMPTY
+        return ACCEPTED if options[0] in rest else _UNKNOWN_OPTION
 
     def check_mark(self, mark: Mark, seats: int) -> RejectReason.ValueType:
         """Why `mark` must be rejected, or ACCEPTED. A pupil session (`seats` 0) has no seat to mark."""
@@ -97,9 +104,10 @@ def answer_from_text(item: PublicItem, cell: str) -> Answer:
     return Answer(item_id=item.id, text=cell)
 
 
-def _rule(item: PublicItem) -> tuple[str, _Check]:
+def _rule(item: PublicItem) -> tuple[str, frozenset[str] | _Check]:
+    """The member of `Answer.value` that the item takes, and the options of a choice or the check."""
     if item.type == ItemType.ITEM_TYPE_CHOICE:
-        return "choices", _choice_rule(frozenset(item.options))
+        return "choices", frozenset(item.options)
     if item.type == ItemType.ITEM_TYPE_CHOICES:
         return "choices", _choices_rule(frozenset(item.options))
     if item.type == ItemType.ITEM_TYPE_TEXT:
@@ -107,16 +115,6 @@ def _rule(item: PublicItem) -> tuple[str, _Check]:
     if item.type == ItemType.ITEM_TYPE_NUMBER:
         return "number", _check_number
     raise VersionMismatch(f"the instrument has an item of type {item.type}, unknown here; update pli")
-
-
-def _choice_rule(offered: frozenset[str]) -> _Check:
-    def check(answer: Answer) -> RejectReason.ValueType:
-        options = answer.choices.options
-        if len(options) != 1:
-            return _TOO_LONG if options else _EMPTY
-        return ACCEPTED if options[0] in offered else _UNKNOWN_OPTION
-
-    return check
 
 
 def _choices_rule(offered: frozenset[str]) -> _Check:

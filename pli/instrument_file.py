@@ -156,8 +156,10 @@ def _refused(table: Table, key: str, type_name: str) -> tuple[str, ...]:
 
 
 def _options(table: Table, kind: ItemType.ValueType) -> tuple[str, ...]:
-    options = table.strings("options") or ()
-    if "options" in table and not 1 <= len(options) <= MAX_OPTIONS:
+    options = table.strings("options")
+    if options is None:
+        return ()
+    if not 1 <= len(options) <= MAX_OPTIONS:
         table.fault("options", f"an item offers 1 to {MAX_OPTIONS} options")
     seen = set[str]()
     for option in options:

@@ -85,7 +85,7 @@ def exclusive(directory: Path, what: str) -> Iterator[None]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = open(directory / "lock", "w")  # noqa: SIM115  # closed in the finally below
+        file = (directory / "lock").open("w")  # closed in the finally below
     except OSError as error:
         raise ConfigError(f"directory {directory} cannot be used: {error.strerror}") from error
     try:

@@ -72,9 +72,7 @@ class SealingEpoch:
         """The block of these sections. Every call uses a fresh tag nonce, also for the same number."""
         if self._aes is None:
             raise StateError("this key epoch has ended; seal under the next one")
-        context = BlockContext(
-            self._campaign_id, self._shard, self.epoch_id, number, self._tags, previous_hash
-        )
+        context = BlockContext(self._campaign_id, self._shard, self.epoch_id, number, self._tags, previous_hash)
         content = assemble(context, sections, records)
         tag = self._aes.encrypt(NONCE.pack(TAG_DOMAIN, self._tags), b"", TAG_LABEL + content)
         self._tags += 1

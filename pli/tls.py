@@ -39,7 +39,7 @@ def server_credentials(files: TlsFiles, *, ask_for_certificate: bool) -> grpc.Se
     return grpc.dynamic_ssl_server_credentials(
         reader.read(),
         reader.fetch,  # type: ignore[arg-type]  # gRPC takes None for "unchanged", its stubs do not know
-        require_client_authentication=ask_for_certificate
+        require_client_authentication=ask_for_certificate,
     )
 
 
@@ -91,6 +91,4 @@ class _Reader:
 
     def _stamps(self) -> tuple[int, ...]:
         files = self._files
-        return tuple(
-            path.stat().st_mtime_ns for path in (files.certificate_file, files.key_file, files.authority_file)
-        )
+        return tuple(path.stat().st_mtime_ns for path in (files.certificate_file, files.key_file, files.authority_file))

@@ -18,7 +18,6 @@ import structlog
 from pli.blocks import NO_HASH, block_hash
 from pli.errors import (
     CampaignClosed,
-    IntegrityError,
     PliError,
     SessionSuperseded,
     SpoolUnavailable,

@@ -242,9 +242,7 @@ class Node:
 
     async def _hear_superseded(self, intake: Intake) -> None:
         """Another worker opened a code that lives here: its stream ends at once."""
-        channels = [
-            ShardKeys(self._settings.campaign_id, shard).superseded for shard in range(len(intake.committers))
-        ]
+        channels = [ShardKeys(self._settings.campaign_id, shard).superseded for shard in range(len(intake.committers))]
         while True:
             try:
                 async with self._ports.subscriber.pubsub() as listener:

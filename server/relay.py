@@ -153,9 +153,7 @@ class Relay:
                 headers[entry.epoch_id] = header
         return list(headers.values())
 
-    def _named(
-        self, shard: int, receipt: DepositReceipt, blocks: list[Entry], closings: list[Entry]
-    ) -> list[Entry]:
+    def _named(self, shard: int, receipt: DepositReceipt, blocks: list[Entry], closings: list[Entry]) -> list[Entry]:
         """The entries that this receipt lets go.
 
         Raises:

@@ -130,16 +130,12 @@ class Session:
     def supersede(self, opening: int, error: PliError) -> None:
         """Another opening won: say so, then end the stream."""
         if self.ending is None:
-            self._responses.append(
-                SubmitResponse(notice=Notice(superseded=Superseded(opening=opening)))
-            )
+            self._responses.append(SubmitResponse(notice=Notice(superseded=Superseded(opening=opening))))
             self.end(error)
 
     def drain(self, reconnect_after_ms: int) -> None:
         """This process stops soon; what was read is still committed and acknowledged."""
-        self._responses.append(
-            SubmitResponse(notice=Notice(drain=Drain(reconnect_after_ms=reconnect_after_ms)))
-        )
+        self._responses.append(SubmitResponse(notice=Notice(drain=Drain(reconnect_after_ms=reconnect_after_ms))))
         self.flush()
 
     def end(self, error: PliError) -> None:
@@ -188,7 +184,7 @@ class Session:
                     await self._write(SubmitResponse(ack=Ack(durable_seq=durable)))
                 if due and finished:
                     await self._write(SubmitResponse(finished=Finished(receipt=self.finish_receipt)))
-        except Exception:
+        except Exception:  # noqa: BLE001  # gRPC raises several kinds when the peer is gone
             # The peer is gone: gRPC cancels the handler, which cleans up. Nothing acknowledged is lost,
             # the client learns the truth from its next Opened.
             self.gone()

@@ -92,7 +92,7 @@ def _responding(method: str, inner: Callable[[Any, Context], Awaitable[Any]]) ->
             await refuse(context, error)
         except (grpc.aio.AbortError, grpc.RpcError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the last net: type and place are logged, the caller gets INTERNAL
             await _fail(method, context, error)
 
     return call
@@ -112,7 +112,7 @@ def _streaming(method: str, inner: Callable[[Any, Context], Any]) -> Callable[..
             await refuse(context, error)
         except (grpc.aio.AbortError, grpc.RpcError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # the last net: type and place are logged, the caller gets INTERNAL
             await _fail(method, context, error)
 
     return call

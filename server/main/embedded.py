@@ -62,9 +62,7 @@ def prepare(directory: Path, socket_directory: Path | None, max_memory_mb: int) 
         (directory / "users.acl").write_text(users_file(passwords["ingest"], passwords["relay"]))
         (directory / "users.acl").chmod(0o600)
         configuration = directory / "valkey.conf"
-        configuration.write_text(
-            _CONFIGURATION.format(directory=directory, socket=socket, max_memory_mb=max_memory_mb)
-        )
+        configuration.write_text(_CONFIGURATION.format(directory=directory, socket=socket, max_memory_mb=max_memory_mb))
         configuration.chmod(0o600)
     except OSError as error:
         raise ConfigError(f"directory {directory} cannot be used for the store: {error.strerror}") from error
@@ -103,7 +101,9 @@ def main(config: Path) -> None:
         print(error.message, file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     die_with_parent()
-    os.execv(binary, [str(binary), str(configuration)])
+    os.execv(  # noqa: S606  # becomes the store itself: no process in between that could die alone
+        binary, [str(binary), str(configuration)]
+    )
 
 
 if __name__ == "__main__":

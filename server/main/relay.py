@@ -34,8 +34,7 @@ async def serve(settings: RelaySettings) -> None:
     redis = connect(settings.spool, connections=2 * settings.shards + 2)
     async with channel(settings.vault, credentials) as vault:
         shards = [
-            RelaySpool(redis, ShardKeys(settings.campaign_id, shard), settings.name)
-            for shard in range(settings.shards)
+            RelaySpool(redis, ShardKeys(settings.campaign_id, shard), settings.name) for shard in range(settings.shards)
         ]
         relay = Relay(settings, shards, DepositServiceStub(vault), vault_key, os.urandom)
         carrying = asyncio.create_task(relay.run())

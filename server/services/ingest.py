@@ -144,9 +144,7 @@ class IngestService(IngestServiceServicer):
     def _named(self, intake: Intake, request: Open) -> bytes:
         """The pseudonym behind an Open; a random one for a mistyped code, so that it takes as long."""
         if request.protocol_version != PROTOCOL_VERSION:
-            raise VersionMismatch(
-                f"this node speaks protocol version {PROTOCOL_VERSION}; update the application"
-            )
+            raise VersionMismatch(f"this node speaks protocol version {PROTOCOL_VERSION}; update the application")
         if request.campaign_id != intake.bundle.campaign_id:
             raise NotFound("this platform serves another campaign; check the address and the campaign's id")
         if len(request.writer) != ID_BYTES or len(request.token) != ID_BYTES:
@@ -218,7 +216,7 @@ class IngestService(IngestServiceServicer):
             if session.waiting:
                 committer.submit(session)
             if session.finish_receipt is not None:
-                await self._finished(session, context)
+                await self._finished(session)
                 return
         await self._settled(session)
 
@@ -235,7 +233,7 @@ class IngestService(IngestServiceServicer):
             if not await session.room(self._limits.stalled_seconds):
                 raise Unavailable("the spool is stalled; open again later, keep what is not acknowledged")
 
-    async def _finished(self, session: Session, context: Context) -> None:
+    async def _finished(self, session: Session) -> None:
         await self._settled(session)
         await session.written()
 

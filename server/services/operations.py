@@ -58,9 +58,7 @@ class OperationsService(OperationsServiceServicer):
     async def _window(self, keys: ShardKeys) -> WindowStatus:
         phase, version, opens, closes, grace = (
             int(value or 0)
-            for value in await asked(
-                self._call("HMGET", keys.window, "phase", "version", "opens", "closes", "grace")
-            )
+            for value in await asked(self._call("HMGET", keys.window, "phase", "version", "opens", "closes", "grace"))
         )
         return WindowStatus(
             state=phase,  # type: ignore[arg-type]  # an enum's number
@@ -146,5 +144,7 @@ class OperationsService(OperationsServiceServicer):
             limit = shard.memory_limit_bytes
             if limit and shard.memory_bytes >= FILLING_RATIO * limit:
                 response.alarms.append(
-                    Alarm(reason="SPOOL_FILLING", message=f"shard {shard.shard} is {shard.memory_bytes / limit:.0%} full")
+                    Alarm(
+                        reason="SPOOL_FILLING", message=f"shard {shard.shard} is {shard.memory_bytes / limit:.0%} full"
+                    )
                 )

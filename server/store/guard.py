@@ -79,10 +79,7 @@ async def last_number(redis: Redis, keys: ShardKeys, epoch_id: bytes) -> int:
 
 
 def _settings(reply: Any) -> dict[str, str]:
-    if isinstance(reply, dict):
-        pairs = list(reply.items())
-    else:
-        pairs = list(zip(reply[::2], reply[1::2], strict=True))
+    pairs = list(reply.items()) if isinstance(reply, dict) else list(zip(reply[::2], reply[1::2], strict=True))
     return {_text(name): _text(value) for name, value in pairs}
 
 

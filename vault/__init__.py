@@ -1,0 +1,1 @@
+"""The office's side: identities, keys, landing log, settlement, scoring, exports, audit."""

@@ -1,0 +1,196 @@
+"""Scripts: all distinct records of one pseudonym, as settlement merges and stores them.
+
+An entry is one opened record: `vault.opening.ENTRY` and the payload, so that everything that is asked
+of a record is a slice of it. A script is a version byte and its entries in ascending order of (writer,
+seq); the losers of conflicts are kept apart in the same form. The script is the union of what came,
+whatever the order: it may be thrown away and made again.
+
+- Same writer and seq, same seat, kind and payload: one record; of its copies the lowest stream opening
+  is kept, because a resend after a restart of the spool may come under a later one.
+- Same writer and seq, other content: a conflict; the content with the smaller SHA-256 stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from struct import Struct
+from struct import error as struct_error
+
+from google.protobuf.message import DecodeError
+
+from pli.errors import IntegrityError
+from pli.ingest.v1.ingest_pb2 import Answer, Finish, Mark, Presence
+from pli.records import RecordKind
+from vault.opening import ENTRY
+
+FORMAT = b"\x01"
+
+KIND = 6
+"""Index of an entry's kind."""
+
+SEAT = slice(4, 6)
+WRITER = slice(7, 23)
+SEQ = slice(23, 31)
+PLACE = slice(7, 31)
+"""writer, seq: what counts once."""
+
+DIGESTED = slice(23, None)
+"""seq, length, payload: what `Finish.digest` is taken over (pli.canonical.FinishDigest)."""
+
+PAYLOAD = slice(ENTRY.size, None)
+
+_LENGTH = Struct(">I")
+_LENGTH_AT = 31
+_FINISH = int(RecordKind.FINISH)
+_ANSWER = int(RecordKind.ANSWER)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Script:
+    """The records of one pseudonym. `kept` and `losers` are sorted by place.
+
+    `answers` counts answers and marks; digests are those of the finishes in `kept`.
+    """
+
+    kept: list[bytes]
+    losers: list[bytes]
+    answers: int
+    digests_agree: int
+    digests_differ: int
+
+    def __repr__(self) -> str:
+        return f"Script({len(self.kept)} records)"
+
+
+NOTHING = Script([], [], 0, 0, 0)
+
+
+def merge(old: Script, new: Sequence[bytes]) -> Script:
+    """The union of a script and more entries, copies among them allowed."""
+    by_place = {entry[PLACE]: entry for entry in new}
+    losers: list[bytes] = []
+    if old.kept or len(by_place) < len(new):
+        by_place, losers = _union([*old.kept, *old.losers, *new])
+    kept = [by_place[place] for place in sorted(by_place)]
+    agree, differ, finishes = _digests(kept)
+    return Script(kept, losers, len(kept) - finishes, agree, differ)
+
+
+def _union(entries: Iterable[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
+    contents: dict[bytes, dict[bytes, bytes]] = {}
+    for entry in entries:
+        place = contents.setdefault(entry[PLACE], {})
+        content = entry[4:7] + entry[PAYLOAD]
+        known = place.get(content)
+        # Entries begin with the stream opening, and the same content is alike in all the rest.
+        if known is None or entry < known:
+            place[content] = entry
+    winners: dict[bytes, bytes] = {}
+    losers: list[bytes] = []
+    for place_key in sorted(contents):
+        ranked = sorted(contents[place_key].items(), key=lambda item: sha256(item[0]).digest())
+        winners[place_key] = ranked[0][1]
+        losers += [entry for _, entry in ranked[1:]]
+    return winners, losers
+
+
+def _digests(kept: list[bytes]) -> tuple[int, int, int]:
+    """How many finishes agree with the records before them, how many differ, how many there are."""
+    finishes = [entry for entry in kept if entry[KIND] == _FINISH]
+    agree = 0
+    for finish in finishes:
+        writer, seq = finish[WRITER], finish[SEQ]
+        covered = [
+            entry[DIGESTED] for entry in kept if entry[WRITER] == writer and entry[KIND] != _FINISH and entry[SEQ] < seq
+        ]
+        said = parsed_finish(finish)
+        agree += said.count == len(covered) and said.digest == sha256(b"".join(covered)).digest()
+    return agree, len(finishes) - agree, len(finishes)
+
+
+def join(entries: Sequence[bytes]) -> bytes:
+    """Entries as they are sealed."""
+    return FORMAT + b"".join(entries)
+
+
+def split(content: bytes) -> list[bytes]:
+    """The entries of what `join` made.
+
+    Raises:
+        IntegrityError: cut short, or of another version.
+    """
+    if content[:1] != FORMAT:
+        raise IntegrityError("a script has another format than this version reads")
+    entries: list[bytes] = []
+    at, end, head = 1, len(content), ENTRY.size
+    try:
+        while at < end:
+            after = at + head + _LENGTH.unpack_from(content, at + _LENGTH_AT)[0]
+            entries.append(content[at:after])
+            at = after
+    except struct_error as error:
+        raise IntegrityError("a script is cut short") from error
+    if at != end:
+        raise IntegrityError("a script is cut short")
+    return entries
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Final:
+    """What a script comes to: per item the answer given last, and the presence marked last.
+
+    `unreadable` counts records that a node sealed but that hold no message of their kind: they count
+    for nothing, and must not keep anyone else from being scored.
+    """
+
+    answers: dict[str, Answer]
+    presence: Presence.ValueType
+    unreadable: int
+
+    def __repr__(self) -> str:
+        return f"Final({len(self.answers)} items)"
+
+
+def final_answers(kept: Sequence[bytes]) -> Final:
+    """Decides by (opening in which it was given, seq) (I16).
+
+    Where two writers are alike in both, the one whose stream was opened later wins, then the higher
+    writer. Answers taken back are left out.
+    """
+    answers: dict[str, tuple[_Rank, Answer]] = {}
+    presence, marked, unreadable = Presence.PRESENCE_PRESENT, _LOWEST, 0
+    for entry in kept:
+        if entry[KIND] == _FINISH:
+            continue
+        opening, _, _, writer, seq, _ = ENTRY.unpack_from(entry)
+        try:
+            if entry[KIND] == _ANSWER:
+                answer = Answer.FromString(entry[PAYLOAD])
+                rank = (answer.opening, seq, opening, writer)
+                known = answers.get(answer.item_id)
+                if known is None or known[0] < rank:
+                    answers[answer.item_id] = (rank, answer)
+            else:
+                mark = Mark.FromString(entry[PAYLOAD])
+                rank = (mark.opening, seq, opening, writer)
+                if marked < rank:
+                    presence, marked = mark.presence, rank
+        except DecodeError:
+            unreadable += 1
+    final = {item: answer for item, (_, answer) in answers.items() if answer.WhichOneof("value") != "cleared"}
+    return Final(final, presence, unreadable)
+
+
+_Rank = tuple[int, int, int, bytes]
+_LOWEST: _Rank = (-1, 0, 0, b"")
+
+
+def parsed_finish(entry: bytes) -> Finish:
+    """The finish in an entry of that kind; an empty one, which agrees with nothing, if unreadable."""
+    try:
+        return Finish.FromString(entry[PAYLOAD])
+    except DecodeError:
+        # One bad finish must not stop the settlement of everyone else: it counts as a digest that differs.
+        return Finish()

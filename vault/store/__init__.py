@@ -1,0 +1,1 @@
+"""The vault's database: engine, tables, migrations."""

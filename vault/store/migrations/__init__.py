@@ -1,0 +1,1 @@
+"""Alembic scripts: the history of the vault's schema, oldest first."""
