@@ -1,0 +1,32 @@
+"""Running a command's work so that Ctrl-C and SIGTERM end it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import uvloop
+
+T = TypeVar("T")
+
+
+def run_until_told(work: Callable[[], Awaitable[T]]) -> T:
+    """Runs `work` on a loop of its own; SIGINT and SIGTERM cancel it, and what it started is stopped.
+
+    Raises:
+        KeyboardInterrupt: it was told to stop.
+    """
+
+    async def run() -> T:
+        task = asyncio.ensure_future(work())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    return uvloop.run(run())
