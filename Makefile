@@ -6,11 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
 EDITABLE := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps \
-	-e . -e packaging/server -e packaging/vault -e packaging/cli
+	-e . -e packaging/development
 SOURCES := pli server vault cli bench tests
 PACKAGING := pyproject.toml $(wildcard packaging/*/pyproject.toml)
 
-.PHONY: demo up test lint format protos lock bench clean
+.PHONY: help demo up test lint format docs protos lock bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,11 +44,15 @@ lint: $(VENV)/dev ## ruff, mypy, import contracts, protos and stubs
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	protos/generate.sh --check
+	$(BIN)/python docs/configuration.py --check
 
 format: $(VENV)/dev ## writes what `lint` checks of form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/buf format --write
+
+docs: $(VENV)/dev ## the pages that are written from the code
+	$(BIN)/python docs/configuration.py
 
 protos: $(VENV)/dev ## the generated stubs, anew
 	protos/generate.sh

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from random import Random
 
 from pli.client import ClientOptions, PupilSession, SessionObserver
-
 from pli.errors import PliError
 from pli.instrument import answer_from_text
 from pli.vault.v1.bundle_pb2 import ItemType, PublicInstrument, PublicItem
@@ -53,7 +52,7 @@ class Attendance:
 
 
 class Classroom:
-    """Plays all pupils of a campaign against one platform."""
+    """Plays all pupils of a campaign against one platform. `pace_ms` is the mean time to think, 0 for none."""
 
     def __init__(
         self,
@@ -61,6 +60,7 @@ class Classroom:
         instrument: PublicInstrument,
         observer: SessionObserver,
         mishaps: Mishaps,
+        pace_ms: float,
         random: Random,
         on_progress: Callable[[Attendance], None],
     ) -> None:
@@ -68,6 +68,7 @@ class Classroom:
         self._items: dict[str, PublicItem] = {item.id: item for item in instrument.items}
         self._observer = observer
         self._mishaps = mishaps
+        self._pace_seconds = pace_ms / 1000
         self._random = random
         self._on_progress = on_progress
         self._doors = asyncio.Semaphore(OPENINGS_AT_ONCE)
@@ -117,7 +118,7 @@ class Classroom:
             await self._answer(session, given[half:])
             await session.finish()
             attendance.finished += 1
-            attendance.rejected += len(session.rejected)
+            attendance.rejected += len(session.settled.rejected)
         finally:
             attendance.live -= 1
             await session.close()
@@ -137,6 +138,9 @@ class Classroom:
     async def _answer(self, session: PupilSession, given: Sequence[tuple[str, str]]) -> None:
         for item_id, cell in given:
             item = self._items[item_id]
+            if self._pace_seconds:
+                # Spread like thinking is: pupils who answer in step would come in waves.
+                await asyncio.sleep(self._random.expovariate(1 / self._pace_seconds))
             if self._random.random() < self._mishaps.changed:
                 await self._give(session, item, self._other(item))
             await self._give(session, item, cell)

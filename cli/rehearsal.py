@@ -19,13 +19,13 @@ from random import Random
 from typing import Any
 
 import structlog
-from pli.client import ClientOptions
 
 from cli.deployment import Addresses, Deployment
 from cli.office import Office
 from cli.pupils import Attendance, Classroom, Mishaps
 from cli.services import Services, free_address
 from cli.simulation import CampaignFiles, read_answers
+from pli.client import ClientOptions
 from pli.config import write_secret_file
 from pli.errors import ConfigError, StateError
 from pli.instrument import read_public_part
@@ -56,6 +56,7 @@ class RehearsalOptions:
     """roster, instrument, responses → what to call the file in messages."""
     mishaps: Mishaps
     seed: int
+    pace_ms: float = 0.0
     workers: int = 1
     drain_seconds: float = 60.0
     modules: Mapping[str, str] = field(default_factory=dict)
@@ -200,6 +201,7 @@ class Rehearsal:
             read_public_part(options.files.instrument, options.names["instrument"]),
             ledger,
             options.mishaps,
+            options.pace_ms,
             Random(options.seed),  # which pupils have a mishap; nothing secret
             lambda attendance: self._on_progress(attendance, len(answers)),
         )

@@ -114,7 +114,7 @@ class Services:
         log_file = self._logs / f"{name}.log"
         with log_file.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                self._executable, "-m", "pli.tied", str(os.getpid()), self._modules[name], str(config),
+                self._executable, "-m", "pli.tied", str(os.getpid()), self._modules[name], "--config", str(config),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log if name == "spool" else asyncio.subprocess.PIPE,
                 stderr=log,

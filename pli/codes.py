@@ -97,6 +97,9 @@ class Code:
     def __format__(self, spec: str) -> str:
         return repr(self)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        raise TypeError("a code is not pickled")
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Code) and self._symbols == other._symbols
 

@@ -15,8 +15,10 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -25,6 +27,9 @@ from pli.secret import Secret
 
 PREFIX = "PLI_"
 NESTED = "__"
+
+NO_SETTINGS = frozenset({"PLI_REAL_DATA"})
+"""Variables of pli that configure no process: where the tests find real input."""
 
 
 class Section(BaseModel):
@@ -45,30 +50,48 @@ S = TypeVar("S", bound=Settings)
 def load(kind: type[S], path: Path | None, environ: Mapping[str, str] | None = None) -> S:
     """Reads `path` (None: defaults and variables only) into settings of `kind`.
 
-    `environ` is what is searched for unknown variables (the process's own by default).
+    `environ` holds the variables (the process's own by default).
 
     Raises:
         ConfigError: file missing or not TOML, unknown key or variable, value out of range.
     """
-    _refuse_unknown_variables(kind, os.environ if environ is None else environ)
+    given = os.environ if environ is None else environ
+    variables = {name: value for name, value in given.items() if name.startswith(PREFIX) and name not in NO_SETTINGS}
+    _refuse_unknown_variables(kind, variables)
     if path is not None and not path.is_file():
         raise ConfigError(f"configuration file {path} does not exist; give the path of a TOML file")
+    place = str(path) if path is not None else "configuration"
 
     class FromFile(kind):  # type: ignore[valid-type,misc]  # the file's path is known at run time only
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+            cls, settings_cls: type[BaseSettings], **_sources: PydanticBaseSettingsSource
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return sources["env_settings"], TomlConfigSettingsSource(settings_cls, toml_file=path)
+            return _Variables(settings_cls, variables), TomlConfigSettingsSource(settings_cls, toml_file=path)
 
     FromFile.__name__ = kind.__name__
     try:
         settings: S = FromFile()
     except ValidationError as error:
-        raise ConfigError(_explained(error, path)) from error
+        raise ConfigError(_explained(error, place)) from error
+    except SettingsError as error:
+        raise ConfigError(f"{place}: a {PREFIX}… variable of a table or list is no JSON: {error}") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}; correct the file") from error
+        raise ConfigError(f"{place}: {error}; correct the file") from error
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
     return settings
+
+
+class _Variables(EnvSettingsSource):
+    """The variables that `load` was given, instead of the process's own."""
+
+    def __init__(self, settings_cls: type[BaseSettings], variables: Mapping[str, str]) -> None:
+        self._variables = variables
+        super().__init__(settings_cls)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._variables.items()}
 
 
 def read_secret_file(path: Path) -> Secret:
@@ -90,23 +113,37 @@ def read_secret_file(path: Path) -> Secret:
 
 
 def write_secret_file(path: Path, content: bytes, mode: int = 0o400) -> None:
-    """Writes a new secret file, on disk before this returns.
+    """Writes a new secret file: content and name are on disk before this returns.
 
     Raises:
-        ConfigError: the file exists or cannot be written.
+        ConfigError: the file exists or cannot be written; then nothing is left of it.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync_directory(path.parent)
+        except OSError:
+            path.unlink()
+            raise
     except OSError as error:
         raise ConfigError(f"secret file {path} cannot be written: {error.strerror}") from error
 
 
-def _refuse_unknown_variables(kind: type[BaseSettings], environ: Mapping[str, str]) -> None:
-    unknown = sorted(name for name in environ if name.startswith(PREFIX) and not _is_known(kind, name[len(PREFIX) :]))
+def _sync_directory(directory: Path) -> None:
+    # A new file's name is durable only when its directory is.
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_unknown_variables(kind: type[BaseSettings], variables: Mapping[str, str]) -> None:
+    unknown = sorted(name for name in variables if not _is_known(kind, name[len(PREFIX) :]))
     if unknown:
         raise ConfigError(
             f"unknown environment variable {', '.join(unknown)}; unset it, or correct its name "
@@ -132,8 +169,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _explained(error: ValidationError, path: Path | None) -> str:
-    place = str(path) if path is not None else "configuration"
+def _explained(error: ValidationError, place: str) -> str:
     lines = []
     for fault in error.errors(include_url=False, include_input=False):
         key = ".".join(str(part) for part in fault["loc"])

@@ -8,6 +8,7 @@ Every file is read as it arrives and never held whole.
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -18,6 +19,9 @@ MAX_FILE_BYTES: Final = 1_000_000_000
 
 MAX_LINE_BYTES: Final = 1 << 20
 """A longer line is refused; it bounds the memory that one line can take."""
+
+MAX_ROW_BYTES: Final = 1 << 20
+"""The same for a row, which may go over many lines when its fields are quoted."""
 
 _UTF8_BOM = b"\xef\xbb\xbf"
 _NOT_UTF8 = "the file must be UTF-8, and this looks like Latin-1 or Windows-1252: save it as UTF-8"
@@ -34,6 +38,8 @@ class CsvRows:
     def __init__(self, chunks: Iterable[bytes], faults: FaultList, *, max_bytes: int = MAX_FILE_BYTES) -> None:
         self._faults = faults
         self._suspicious = False
+        self._row_line = 1
+        self._row_bytes = 0
         self._reader = csv.reader(self._decoded(_byte_lines(chunks, faults, max_bytes)), strict=True)
         self.header: list[str] = []
         self.header = self._read_header()
@@ -46,7 +52,7 @@ class CsvRows:
         for name in required:
             if name not in self.header:
                 self._faults.add(1, name, "", "the header must name this column")
-        for name in sorted({name for name in self.header if self.header.count(name) > 1}):
+        for name in sorted(name for name, times in Counter(self.header).items() if times > 1):
             self._faults.add(1, name, "", "the header names this column twice")
         self._faults.raise_if_any()
         return [self.header.index(name) for name in required]
@@ -71,7 +77,8 @@ class CsvRows:
 
     def _next_row(self) -> tuple[int, list[str]] | None:
         while True:
-            line = self._reader.line_num + 1
+            line = self._row_line = self._reader.line_num + 1
+            self._row_bytes = 0
             try:
                 row = next(self._reader, None)
             except csv.Error as error:
@@ -96,6 +103,11 @@ class CsvRows:
         # Bytes that are not UTF-8 are let through as lone surrogates, so that the fault can be
         # reported with its column once the row is split.
         for line in lines:
+            self._row_bytes += len(line)
+            if self._row_bytes > MAX_ROW_BYTES:
+                rule = f"the row that begins here is longer than {MAX_ROW_BYTES} bytes: a quote may never be closed"
+                self._faults.add(self._row_line, "", "", rule)
+                self._faults.refuse()
             try:
                 text = line.decode("utf-8")
             except UnicodeDecodeError:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pli.errors import IntegrityError
 from pli.hpke import SUITE_NAME, PublicKey
-from pli.signing import EPOCH, sign_as_node, verify_node
+from pli.signing import EPOCH, read_certificate, sign_as_node, verify_node
 
 MAGIC = b"PLIE\x01"
 INFO_LABEL = b"pli/epoch-key/v1\0" + SUITE_NAME + b"\0"
@@ -81,10 +81,7 @@ class EpochHeader:
         Raises:
             IntegrityError: not a certificate.
         """
-        try:
-            return x509.load_der_x509_certificate(self.certificate_der)
-        except ValueError as error:
-            raise IntegrityError("the certificate in an epoch header is not readable") from error
+        return read_certificate(self.certificate_der)
 
     def verify_signature(self) -> x509.Certificate:
         """The certificate whose key signed this header and whose id the header names.

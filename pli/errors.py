@@ -39,6 +39,11 @@ from grpc import StatusCode
 DOMAIN = "pli"
 """`google.rpc.ErrorInfo.domain` of every status that pli sends."""
 
+MAX_MESSAGE_CHARACTERS = 2_000
+MAX_FAULTS_BYTES = 8_000
+"""A status travels in the trailers, and a peer drops a call whose trailers pass its limit on metadata:
+so a message and the list of faults beside it are cut to what `pli.rpc.client` takes."""
+
 
 class PliError(Exception):
     """Root of the tree. `reason` is stable and part of the protocol; the message is for people."""
@@ -89,12 +94,23 @@ class InputError(PliError):
     MAX_FAULTS: ClassVar[int] = 20
 
     def __init__(self, message: str, faults: tuple[Fault, ...] = (), total: int = 0) -> None:
+        self.headline = message
         self.faults = faults[: self.MAX_FAULTS]
         self.total = max(total, len(faults))
-        lines = [message, *(f"  {fault}" for fault in self.faults)]
-        if self.total > len(self.faults):
-            lines.append(f"  … and {self.total - len(self.faults)} more")
-        super().__init__("\n".join(lines))
+        super().__init__(_listed(message, [str(fault) for fault in self.faults], self.total))
+
+    @classmethod
+    def received(cls, message: str, lines: list[str], total: int) -> InputError:
+        """The error of another process: its faults are known as lines of text only."""
+        error = cls(message, total=total)
+        error.message = _listed(message, lines, total)
+        error.args = (error.message,)
+        return error
+
+
+def _listed(message: str, lines: list[str], total: int) -> str:
+    rest = [f"… and {total - len(lines)} more"] if total > len(lines) else []
+    return "\n  ".join([message, *lines, *rest])
 
 
 class ConfigError(PliError):
@@ -222,28 +238,40 @@ BY_REASON: Mapping[str, type[PliError]] = _tree(PliError)
 
 
 def to_status(error: PliError) -> status_pb2.Status:
-    """The `google.rpc.Status` that travels in the trailers (`grpc-status-details-bin`)."""
+    """The `google.rpc.Status` that travels in the trailers (`grpc-status-details-bin`).
+
+    The faults of an InputError are its BadRequest: `field` is file:line:column, `description` the whole
+    line for people; how many there are in all is `total` in the metadata of its ErrorInfo.
+    """
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    message = error.message
+    if isinstance(error, InputError):
+        message = error.headline
+        info.metadata[_TOTAL] = str(error.total)
     details = [_packed(info)]
     if isinstance(error, Overloaded):
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(error.retry_after_ms)
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     if isinstance(error, InputError):
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(
-                field=f"{fault.file}:{fault.line}:{fault.column}", description=str(fault)
-            )
-            for fault in error.faults
-        ]
-        details.append(_packed(error_details_pb2.BadRequest(field_violations=violations)))
+        details.append(_packed(_bad_request(error.faults)))
     code = getattr(code_pb2, error.status.name)
-    return status_pb2.Status(code=code, message=error.message, details=details)
+    return status_pb2.Status(code=code, message=message[:MAX_MESSAGE_CHARACTERS], details=details)
+
+
+def _bad_request(faults: tuple[Fault, ...]) -> error_details_pb2.BadRequest:
+    request = error_details_pb2.BadRequest()
+    for fault in faults:
+        request.field_violations.add(field=f"{fault.file}:{fault.line}:{fault.column}", description=str(fault))
+        if request.ByteSize() > MAX_FAULTS_BYTES:
+            del request.field_violations[-1]
+            break
+    return request
 
 
 def from_status(status: status_pb2.Status) -> PliError:
     """The typed error behind a received status; an unknown reason becomes the family's root."""
-    reason, metadata, retry_after_ms = "", dict[str, str](), 0
+    reason, metadata, retry_after_ms, lines = "", dict[str, str](), 0, list[str]()
     for detail in status.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
@@ -253,15 +281,22 @@ def from_status(status: status_pb2.Status) -> PliError:
             retry = error_details_pb2.RetryInfo()
             detail.Unpack(retry)
             retry_after_ms = retry.retry_delay.ToMilliseconds()
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            request = error_details_pb2.BadRequest()
+            detail.Unpack(request)
+            lines = [violation.description for violation in request.field_violations]
     kind = BY_REASON.get(reason)
     if kind is None or kind is PliError:
         kind = _BY_CODE.get(status.code, PliError)
     if issubclass(kind, Overloaded):
         return kind(status.message, retry_after_ms=retry_after_ms)
     if issubclass(kind, InputError):
-        return kind(status.message)
+        total = metadata.get(_TOTAL, "")
+        return kind.received(status.message, lines, int(total) if total.isdecimal() and len(total) < 20 else 0)
     return kind(status.message, metadata=metadata)
 
+
+_TOTAL = "total"
 
 _BY_CODE: Mapping[int, type[PliError]] = {
     code_pb2.UNAVAILABLE: Unavailable,

@@ -7,7 +7,7 @@ from typing import Never
 from pli.errors import Fault, InputError
 
 MAX_EXCERPT = 60
-"""Characters of a faulty value that are shown to the owner of the file."""
+"""Characters of a faulty value, and of the names of file and column, that are shown to its owner."""
 
 _MAX_KEPT = 1_000
 
@@ -16,7 +16,7 @@ class FaultList:
     """The faults of one file. All are counted; the first ones by line are shown."""
 
     def __init__(self, file: str) -> None:
-        self.file = file
+        self.file = _excerpt(file)
         self.total = 0
         self._kept: list[Fault] = []
 
@@ -24,8 +24,7 @@ class FaultList:
         """Notes one fault. `line` counts from 1, 0 means the whole file."""
         self.total += 1
         if len(self._kept) < _MAX_KEPT:
-            excerpt = value if len(value) <= MAX_EXCERPT else value[:MAX_EXCERPT] + "…"
-            self._kept.append(Fault(self.file, line, column, excerpt, rule))
+            self._kept.append(Fault(self.file, line, _excerpt(column), _excerpt(value), rule))
 
     def raise_if_any(self) -> None:
         """Raises InputError when at least one fault was noted."""
@@ -41,3 +40,7 @@ class FaultList:
             faults,
             self.total,
         )
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= MAX_EXCERPT else text[:MAX_EXCERPT] + "…"

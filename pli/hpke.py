@@ -28,15 +28,24 @@ SUITE_NAME = b"MLKEM768_X25519,HKDF_SHA256,AES_256_GCM"
 _MLKEM_SEED_BYTES = 64
 _MLKEM_PUBLIC_BYTES = 1184
 PUBLIC_KEY_BYTES = _MLKEM_PUBLIC_BYTES + 32
+PRIVATE_KEY_BYTES = _MLKEM_SEED_BYTES + 32
+OVERHEAD_BYTES = 1_136
+"""How much longer a ciphertext is than its plaintext."""
+
 KEY_ID_BYTES = 16
 
 
 class PrivateKey:
-    """An HPKE private key; raw form: ML-KEM seed (64 bytes) ‖ X25519 private key (32 bytes)."""
+    """An HPKE private key; raw form: ML-KEM seed (64 bytes) ‖ X25519 private key (32 bytes).
+
+    Raises IntegrityError for bytes of another length.
+    """
 
     __slots__ = ("_key", "_raw", "public_raw")
 
     def __init__(self, raw: Secret) -> None:
+        if len(raw) != PRIVATE_KEY_BYTES:
+            raise IntegrityError(f"an HPKE private key has {PRIVATE_KEY_BYTES} bytes, this one {len(raw)}")
         content = raw.reveal()
         seed, scalar = content[:_MLKEM_SEED_BYTES], content[_MLKEM_SEED_BYTES:]
         first = mlkem.MLKEM768PrivateKey.from_seed_bytes(seed)
@@ -72,7 +81,10 @@ class PrivateKey:
 
 
 class PublicKey:
-    """An HPKE public key; raw form: ML-KEM public key (1 184 bytes) ‖ X25519 public key (32 bytes)."""
+    """An HPKE public key; raw form: ML-KEM public key (1 184 bytes) ‖ X25519 public key (32 bytes).
+
+    Raises IntegrityError for bytes that are no such key: they come from another machine.
+    """
 
     __slots__ = ("_key", "key_id", "raw")
 
@@ -81,14 +93,24 @@ class PublicKey:
             raise IntegrityError(f"an HPKE public key has {PUBLIC_KEY_BYTES} bytes, this one {len(raw)}")
         self.raw = raw
         self.key_id = key_id(raw)
-        self._key = MLKEM768X25519PublicKey(
-            mlkem.MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC_BYTES]),
-            x25519.X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC_BYTES:]),
-        )
+        try:
+            self._key = MLKEM768X25519PublicKey(
+                mlkem.MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC_BYTES]),
+                x25519.X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC_BYTES:]),
+            )
+        except ValueError as error:
+            raise IntegrityError("an HPKE public key is not one that can be sealed to") from error
 
     def encrypt(self, plaintext: bytes, info: bytes) -> bytes:
-        """The ciphertext (1 136 bytes longer), bound to `info`."""
-        return SUITE.encrypt(plaintext, self._key, info)
+        """The ciphertext (`OVERHEAD_BYTES` longer), bound to `info`.
+
+        Raises:
+            IntegrityError: the key is a point of low order, to which nothing can be sealed (RFC 7748, 6.1).
+        """
+        try:
+            return SUITE.encrypt(plaintext, self._key, info)
+        except ValueError as error:
+            raise IntegrityError("an HPKE public key is not one that can be sealed to") from error
 
 
 def key_id(public_raw: bytes) -> bytes:

@@ -32,12 +32,14 @@ def identity_of(certificate: x509.Certificate) -> Peer:
     """Role and name in a certificate.
 
     Raises:
-        Forbidden: no URI SAN, more than one, or one of another form.
+        Forbidden: no URI SAN, more than one, one of another form, or extensions that cannot be read.
     """
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound as error:
         raise Forbidden("a certificate without subject alternative name has no role") from error
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise Forbidden("a certificate whose extensions cannot be read has no role") from error
     uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1 or not uris[0].startswith(TRUST_DOMAIN):
         raise Forbidden(f"a certificate must have exactly one URI SAN {TRUST_DOMAIN}<role>/<name>")

@@ -10,14 +10,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, MutableMapping
+import time
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from pli.errors import ConfigError
+from pli.errors import ConfigError, PliError
 
 LOG_FIELDS = frozenset(
     {
@@ -58,6 +59,20 @@ def configure_logging(process: str) -> None:
 def say_ready(process: str, **facts: object) -> None:
     """One JSON line on stdout, for whoever started the process: what it is and where it listens."""
     print(json.dumps({"ready": process, "pid": os.getpid(), **facts}), flush=True)
+
+
+def clock_ms() -> int:
+    """Unix time in ms."""
+    return time.time_ns() // 1_000_000
+
+
+def exit_with_reason(run: Callable[[], None]) -> None:
+    """Runs a process; an error of ours becomes one message and its exit code."""
+    try:
+        run()
+    except PliError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
 
 
 def stop_event() -> asyncio.Event:
@@ -107,9 +122,13 @@ def split_address(address: str) -> tuple[str, int]:
         ConfigError: not of that form.
     """
     host, separator, port = address.rpartition(":")
-    if not separator or not host or not port.isdecimal() or int(port) > 65_535:
+    if not separator or not host or not _is_port(port):
         raise ConfigError(f"{address!r} is not an address; write host:port, for example 127.0.0.1:7443")
     return host.strip("[]"), int(port)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65_535
 
 
 def claim_port(address: str) -> socket.socket:
@@ -129,8 +148,12 @@ def claim_port(address: str) -> socket.socket:
             probe.bind((host, port))
             port = probe.getsockname()[1]
         held = socket.socket(family, socket.SOCK_STREAM)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind((host, port))
+        try:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind((host, port))
+        except OSError:
+            held.close()
+            raise
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {address}: {error.strerror}; another process may use the port: "

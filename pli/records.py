@@ -49,7 +49,8 @@ def unpad(plaintext: bytes) -> tuple[int, bytes]:
     """Kind (RecordKind) and payload.
 
     Raises:
-        IntegrityError: a plaintext that `pad` never makes.
+        IntegrityError: too short, or with a kind or length that cannot be. What stands in the padding is
+            not looked at: only who holds the epoch key could put anything there.
     """
     if len(plaintext) < MIN_PADDED_BYTES:
         raise IntegrityError("a record is shorter than any record")

@@ -57,6 +57,8 @@ class SealingEpoch:
         if aes is None:
             raise StateError("this key epoch has ended; seal under the next one")
         counter = self._counter
+        # Claimed before the first use: a nonce is gone even if a record below cannot be packed.
+        self._counter = counter + len(records)
         context = self._context
         parts = [SECTION.pack(pseudonym, writer, opening, len(records))]
         for seq, seat, kind, payload in records:
@@ -65,7 +67,6 @@ class SealingEpoch:
             parts.append(RECORD.pack(seq, seat, counter, len(ciphertext)))
             parts.append(ciphertext)
             counter += 1
-        self._counter = counter
         return b"".join(parts)
 
     def seal_block(self, number: int, previous_hash: bytes, sections: Sequence[bytes], records: int) -> bytes:
@@ -74,9 +75,8 @@ class SealingEpoch:
             raise StateError("this key epoch has ended; seal under the next one")
         context = BlockContext(self._campaign_id, self._shard, self.epoch_id, number, self._tags, previous_hash)
         content = assemble(context, sections, records)
-        tag = self._aes.encrypt(NONCE.pack(TAG_DOMAIN, self._tags), b"", TAG_LABEL + content)
         self._tags += 1
-        return content + tag
+        return content + self._aes.encrypt(NONCE.pack(TAG_DOMAIN, context.tag_counter), b"", TAG_LABEL + content)
 
     def end(self) -> None:
         """Forgets the key: its bytearray is overwritten; nothing can be sealed any more."""

@@ -7,7 +7,7 @@ label ‖ NUL ‖ body, and the body travels exactly as signed.
 from __future__ import annotations
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -47,15 +47,30 @@ def sign_as_node(key: ec.EllipticCurvePrivateKey, label: bytes, body: bytes) -> 
     return key.sign(label + b"\0" + body, ec.ECDSA(hashes.SHA256()))
 
 
+def read_certificate(der: bytes) -> x509.Certificate:
+    """A certificate that came with a statement; whether it is trusted is asked elsewhere.
+
+    Raises:
+        IntegrityError: not a certificate.
+    """
+    try:
+        return x509.load_der_x509_certificate(der)
+    except (ValueError, x509.InvalidVersion) as error:
+        raise IntegrityError("the certificate beside a node statement is not readable") from error
+
+
 def verify_node(certificate: x509.Certificate, label: bytes, body: bytes, signature: bytes) -> None:
     """Checks a node's signature against its certificate; whether that is trusted is asked elsewhere.
 
     Raises:
         IntegrityError: not signed by this certificate's key for this purpose.
     """
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise IntegrityError("a node's certificate holds no ECDSA key")
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise IntegrityError("a node's certificate holds a key that cannot be read") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise IntegrityError("a node's certificate holds no ECDSA P-256 key")
     try:
         key.verify(signature, label + b"\0" + body, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:

@@ -84,11 +84,18 @@ class _Reader:
         """Called by gRPC at each handshake; None means unchanged."""
         try:
             return None if self._stamps() == self._seen else self.read()
-        except (ConfigError, OSError):
+        except ConfigError:
             # A half-replaced pair must not take the listener down: the next handshake looks again.
             self._seen = ()
             return None
 
     def _stamps(self) -> tuple[int, ...]:
         files = self._files
-        return tuple(path.stat().st_mtime_ns for path in (files.certificate_file, files.key_file, files.authority_file))
+        return tuple(map(_stamp, (files.certificate_file, files.key_file, files.authority_file)))
+
+
+def _stamp(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise ConfigError(f"file {path} cannot be read: {error.strerror}") from error

@@ -47,10 +47,13 @@ class CampaignStore:
         if bundle.campaign_id != self._campaign_id:
             raise IntegrityError("the bundle in the spool is for another campaign; check campaign_id and url")
         for shard in range(bundle.shards):
-            loaded = await asked(self._call("GET", ShardKeys(self._campaign_id, shard).loaded))
-            if int(loaded or 0) != bundle.version:
+            if await self.loaded_version(shard) != bundle.version:
                 return None
         return bundle
+
+    async def loaded_version(self, shard: int = 0) -> int:
+        """Version of the bundle that is loaded in a shard; 0 when none."""
+        return int(await asked(self._call("GET", ShardKeys(self._campaign_id, shard).loaded)) or 0)
 
     async def pseudonym_key(self, identity: NodeIdentity, now_ms: int) -> Secret | None:
         """The campaign's pseudonym key, once the vault has answered; else asks for it and gives None.
@@ -64,12 +67,12 @@ class CampaignStore:
             request = identity.enrolment(self._campaign_id, now_ms).SerializeToString()
             await asked(self._call("HSET", self._first.enrolments, receiving_id, request))
             return None
-        enrolled = Enrolled.FromString(verify(self._vault_key, ENROLLED, Signed.FromString(raw)))
+        enrolled = Enrolled()
+        try:
+            enrolled.ParseFromString(verify(self._vault_key, ENROLLED, Signed.FromString(raw)))
+        except DecodeError as error:
+            raise IntegrityError("the vault's enrolment in the spool is not readable") from error
         if enrolled.campaign_id != self._campaign_id or enrolled.node_key_id != receiving_id:
             raise IntegrityError("the vault's enrolment in the spool is for another node or campaign")
         info = b"\0".join((PSEUDONYM_KEY_LABEL, self._campaign_id.encode(), receiving_id))
         return Secret(identity.receiving_key.decrypt(enrolled.sealed_pseudonym_key, info))
-
-    async def closes_at_ms(self) -> int:
-        """When the window closes by schedule; 0 when not scheduled or not set."""
-        return int(await asked(self._call("HGET", self._first.window, "closes")) or 0)

@@ -105,8 +105,14 @@ class Committer:
         await self._idle.wait()
 
     def position(self) -> tuple[bytes, int]:
-        """Current epoch and its last committed number; the store may never know less."""
-        return (self._epoch.epoch_id if self._epoch else bytes(16)), self._number
+        """The epoch of the last commit and that commit's number; the store may never know less.
+
+        Number 0: nothing was committed yet. It outlives the epoch, so that a store which was rolled back
+        is not accepted again because the epoch was replaced meanwhile.
+        """
+        if self._epoch is not None and self._number:
+            return self._epoch.epoch_id, self._number
+        return self._previous
 
     def end_aged_epoch(self) -> None:
         """Forgets a key past its time although nothing is committed. Called between blocks only."""
@@ -136,10 +142,9 @@ class Committer:
             verdict = await self._write(parts, deadline)
             if verdict is None:
                 return
-            for index in verdict:
-                self._superseded(parts[index].session)
-            dropped = set(verdict)
-            parts = [part for index, part in enumerate(parts) if index not in dropped]
+            for index, winner in verdict.items():
+                self._refused(parts[index].session, winner)
+            parts = [part for index, part in enumerate(parts) if index not in verdict]
 
     def _seal_waiting(self) -> list[_Part]:
         """Takes from the queue what fits into one block and seals it under the current epoch."""
@@ -151,10 +156,12 @@ class Committer:
         while self._queue and budget > 0 and len(parts) < settings.max_block_sessions:
             session = self._queue.popleft()
             session.queued = False
-            if session.ending is not None or not session.waiting:
+            if session.ending is not None:
+                session.drop_waiting()
+            if not session.waiting:
                 continue
             part = _sealed(epoch, session, session.hand_over(budget))
-            budget -= len(part.sealed)
+            budget -= len(part.sealed) + len(part.entry)
             parts.append(part)
             if session.waiting:
                 again.append(session)
@@ -162,8 +169,8 @@ class Committer:
             self.submit(session)
         return parts
 
-    async def _write(self, parts: list[_Part], deadline: float) -> list[int] | None:
-        """Commits these parts. None: all is settled. Else the positions that are superseded."""
+    async def _write(self, parts: list[_Part], deadline: float) -> dict[int, int] | None:
+        """Commits these parts. None: all is settled. Else who may not commit, as in `Committed.superseded`."""
         epoch = self._epoch
         if epoch is None:
             raise SpoolUnavailable("a block was sealed without a key epoch")
@@ -195,7 +202,7 @@ class Committer:
         self._settle(parts)
         return None
 
-    async def _until_known(self, commit: Commit, deadline: float) -> list[int] | None:
+    async def _until_known(self, commit: Commit, deadline: float) -> dict[int, int] | None:
         """Repeats the same bytes until the spool answers. None when the window is closed.
 
         Raises:
@@ -227,28 +234,34 @@ class Committer:
             counts.rejected += len(part.rejections)
             part.session.settled(part.last, part.rejections)
 
-    def _superseded(self, session: Session) -> None:
-        self.counts.superseded += 1
-        session.supersede(session.opening + 1, SessionSuperseded(SUPERSEDED))
+    def _refused(self, session: Session, winner: int) -> None:
+        if winner:
+            self.counts.superseded += 1
+            session.supersede(winner, SessionSuperseded(SUPERSEDED))
+        else:
+            # Two streams under one token, or a store that was restored: a new opening sorts it out.
+            session.end(Unavailable("this stream is out of step with the spool; open again"))
+        session.drop_waiting()
 
     def _closed(self, parts: list[_Part]) -> None:
         # The Function wrote nothing: WINDOW_CLOSED is said only because no store took the block (I8).
-        error = CampaignClosed("the window is closed; what was acknowledged before is stored")
-        for session in (*(part.session for part in parts), *self._queue):
-            session.queued = False
-            session.end(error)
-        self._queue.clear()
+        error = CampaignClosed(CLOSED)
+        self._end_all(parts, error)
 
     def _give_up(self, parts: list[_Part], error: PliError) -> None:
         """The outcome stays unknown, or the epoch is out of step: end it with all who wait."""
         log.error("epoch_dropped", reason=error.reason, number=self._number + 1)
         self.counts.dropped_epochs += 1
         told = Unavailable("the spool did not answer in time; open again, what is stored will be told")
+        self._end_all(parts, told)
+        self._end_epoch()
+
+    def _end_all(self, parts: list[_Part], error: PliError) -> None:
         for session in (*(part.session for part in parts), *self._queue):
             session.queued = False
-            session.end(told)
+            session.end(error)
+            session.drop_waiting()
         self._queue.clear()
-        self._end_epoch()
 
     def _current_epoch(self) -> SealingEpoch:
         epoch = self._epoch
@@ -274,6 +287,7 @@ class Committer:
         self._number, self._hash = 0, NO_HASH
 
 
+CLOSED = "the window is closed; what was acknowledged before is stored"
 SUPERSEDED = "this code was opened again, here or on another device; open it here again to go on"
 
 

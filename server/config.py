@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pli.config import Section, Settings
 from pli.rpc.server import Limits
 from pli.tls import TlsFiles
+
+MAX_SHARDS = 64
+"""As many as one server's cores, and more than any campaign needs."""
+
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
 class SpoolSettings(Section):
@@ -37,10 +43,10 @@ class CommitSettings(Section):
     """While blocks are small, wait so long for company: at pupil-like load a commit per arrival costs
     more than all the rest, and a pupil does not feel 5 ms (FACTS)."""
 
-    linger_below_sessions: int = 64
+    linger_below_sessions: int = Field(default=64, ge=0)
     """A commit of this many sessions pays for itself: no wait above."""
 
-    max_block_bytes: int = Field(default=900_000, le=1_000_000)
+    max_block_bytes: int = Field(default=900_000, ge=1, le=1_000_000)
     """Room below the store's limit of 1 MiB for the header of an epoch."""
 
     max_block_sessions: int = Field(default=1_000, ge=1, le=1_000)
@@ -49,15 +55,18 @@ class CommitSettings(Section):
     epoch_seconds: float = Field(default=60.0, gt=0)
     """Nobody who seizes a node can read answers older than this (DESIGN 6)."""
 
-    give_up_seconds: float = 30.0
+    give_up_seconds: float = Field(default=30.0, gt=0)
     """A commit whose outcome is unknown for so long ends its epoch and its streams."""
 
 
 class SessionLimits(Section):
     """What one worker takes from clients."""
 
-    max_in_flight: int = Field(default=256, ge=1)
+    max_in_flight: int = Field(default=256, ge=1, le=4_096)
     """Un-acknowledged messages per session: enough for any pupil, small enough to bound memory."""
+
+    max_backlog_bytes: int = Field(default=64 * 1024 * 1024, ge=1_000_000)
+    """Sealed size of what all sessions of a worker have waiting. A slow disk stops the reading there."""
 
     max_sessions: int = 15_000
     """Per worker: below the 20 000 descriptors that a process commonly has."""
@@ -65,21 +74,28 @@ class SessionLimits(Section):
     max_opens_waiting: int = 5_000
     """More than the spool opens in a few seconds: later ones get an individual slot instead."""
 
-    stalled_seconds: float = 60.0
+    open_seconds: float = Field(default=20.0, gt=0)
+    """A stream that says nothing for so long after its start is not a pupil's."""
+
+    last_words_seconds: float = Field(default=5.0, ge=0)
+    """So long a stream that ends waits for its client to read what is due; then it ends all the same."""
+
+    stalled_seconds: float = Field(default=60.0, gt=0)
     """So long a stream waits for a stalled spool before it gives up with UNAVAILABLE."""
 
     retry_slot_ms: int = 10_000
     """Overloaded clients come back at a random moment within this."""
 
-    max_rejections: int = 4_096
-    """Per writer, as in the spool's Function; a client beyond it is broken."""
+    max_rejections: int = Field(default=1_024, ge=1, le=4_096)
+    """Per writer; a client beyond it is broken. The spool's Function takes 4 096 and writes them all again
+    with each commit of the session."""
 
 
 class GuardSettings(Section):
     """When a node stops trusting its spool."""
 
-    interval_ms: int = 5_000
-    """A setting that drifts is found within this (FAULTS 8)."""
+    interval_ms: int = Field(default=4_000, ge=100)
+    """A setting that drifts must be found within 5 s; a look itself takes a moment."""
 
     memory_alarm_ratio: float = 0.60
     memory_no_new_codes_ratio: float = 0.80
@@ -120,11 +136,17 @@ class ServerSettings(Settings):
     guard: GuardSettings = GuardSettings()
     limits: Limits = Limits()
 
-    drain_seconds: float = 8.0
-    """SIGTERM to exit, at most: streams end, what was read is committed (FAULTS 7: 10 s)."""
+    drain_seconds: float = Field(default=8.0, gt=0)
+    """SIGTERM to exit, at most: streams end, what was read is committed (a stop must take 10 s at most)."""
 
     plaintext_for_bench: bool = False
     """No TLS for codes; refused unless the listener is on loopback. For `pli bench` alone."""
+
+    @model_validator(mode="after")
+    def _plaintext_stays_on_this_machine(self) -> Self:
+        if self.plaintext_for_bench and not self.listen.startswith(_LOOPBACK):
+            raise ValueError("plaintext_for_bench is for loopback alone; remove it, or listen on 127.0.0.1")
+        return self
 
 
 class RelaySettings(Settings):
@@ -150,7 +172,7 @@ class RelaySettings(Settings):
 
     spool: SpoolSettings
 
-    shards: int = Field(default=1, ge=1, le=64)
+    shards: int = Field(default=1, ge=1, le=MAX_SHARDS)
     """As the campaign was created."""
 
     sync_ms: int = 500

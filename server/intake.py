@@ -9,6 +9,7 @@ from pli.instrument import AnswerRules
 from pli.pseudonym import shard_of
 from pli.secret import Secret
 from pli.vault.v1.bundle_pb2 import Bundle
+from server.backlog import Backlog
 from server.committer import Committer
 from server.opener import Opener
 from server.session import Session
@@ -26,18 +27,19 @@ class IntakeCounts:
 
 @dataclass(slots=True, repr=False)
 class Intake:
-    """The campaign as this worker serves it. Replaced as a whole when a new bundle is loaded."""
+    """The campaign as this worker serves it. A newer bundle replaces `bundle` and `rules`, nothing else."""
 
     bundle: Bundle
     rules: AnswerRules
     pseudonym_key: Secret
     committers: list[Committer]
     openers: list[Opener]
+    backlog: Backlog
     sessions: dict[bytes, set[Session]] = field(default_factory=dict)
     live: int = 0
     counts: IntakeCounts = field(default_factory=IntakeCounts)
     reading: asyncio.Event = field(default_factory=asyncio.Event)
-    """Cleared while the store is nearly full: nothing is read, nothing is lost."""
+    """Cleared while the store is nearly full and while the worker drains: nothing is read, nothing is lost."""
     closes_at_ms: int = 0
     """By the spool's window; 0 when not scheduled."""
 
@@ -45,13 +47,28 @@ class Intake:
         """The shard of a pseudonym."""
         return shard_of(pseudonym, len(self.committers))
 
-    def add(self, session: Session) -> list[Session]:
-        """Takes a live session in and returns those of the same code that it displaces."""
+    def add(self, session: Session) -> list[tuple[Session, int]]:
+        """Takes a live session in. Returns whom its arrival displaces, each with the opening that won.
+
+        Streams may arrive in another order than they were opened, so the newcomer may be displaced
+        itself. Of two streams under one opening (a repeated token) the newcomer wins.
+        """
         others = self.sessions.setdefault(session.pseudonym, set())
-        displaced = [other for other in others if not session.seats]
+        rivals = [other for other in others if not session.seats or other.writer == session.writer]
         others.add(session)
         self.live += 1
-        return displaced
+        newest = max((other.opening for other in rivals), default=0)
+        if newest > session.opening:
+            return [(session, newest)]
+        return [(other, session.opening) for other in rivals]
+
+    def supersede(self, pseudonym: bytes, opening: int, writer: bytes) -> list[Session]:
+        """The live sessions that an opening on another worker displaces."""
+        return [
+            session
+            for session in self.sessions.get(pseudonym, ())
+            if session.opening < opening and (not session.seats or session.writer == writer)
+        ]
 
     def remove(self, session: Session) -> None:
         """The session's stream has ended."""

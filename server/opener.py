@@ -26,11 +26,13 @@ class Opener:
         spool: IngestSpool,
         node_id: bytes,
         spool_clock_ms: Callable[[], int],
+        trusted: Callable[[], bool],
         confirm_closed: Callable[[], Awaitable[bool]],
     ) -> None:
         self._spool = spool
         self._node_id = node_id
         self._spool_clock_ms = spool_clock_ms
+        self._trusted = trusted
         self._confirm_closed = confirm_closed
         self.admit_new = True
         self._number = 0
@@ -81,17 +83,21 @@ class Opener:
     async def _repeated(self, entries: list[bytes]) -> list[OpenedSession]:
         """One numbered call, repeated while its outcome is unknown: the tokens make that harmless."""
         valid_until = self._spool_clock_ms() + VALID_MS
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 1
+        while True:
             try:
+                if not self._trusted():
+                    # `Opened.durable_seq` counts as an ack: it is not read from a store that may lose it.
+                    raise SpoolUnsafe("the guard does not trust the spool now")
                 phase, verdicts = await self._spool.open_sessions(
                     self._node_id, self._number, valid_until, self.admit_new, entries
                 )
+                break
             except Unavailable:
                 if attempt == ATTEMPTS:
                     raise
-            else:
-                # A wiped store has no window either, and must not tell pupils that all is over.
-                if phase == PHASE_CLOSED and not await self._confirm_closed():
-                    raise SpoolUnsafe("the spool lost its window; it is not the store that was adopted")
-                return verdicts
-        raise Unavailable("no attempt was made")
+                attempt += 1
+        # A wiped store has no window either, and must not tell pupils that all is over.
+        if phase == PHASE_CLOSED and not await self._confirm_closed():
+            raise SpoolUnsafe("the spool lost its window; it is not the store that was adopted")
+        return verdicts

@@ -9,6 +9,7 @@ from typing import Any
 from pli.errors import PliError
 from pli.ingest.v1.ingest_pb2 import (
     Ack,
+    Closing,
     Drain,
     Expected,
     Finished,
@@ -19,12 +20,10 @@ from pli.ingest.v1.ingest_pb2 import (
     Superseded,
 )
 from pli.sealing import NewRecord
+from server.backlog import Backlog, sealed_bytes
 
 REJECTED = 0
 """In place of a record's kind: the item is a rejection, its seat field holds the reason."""
-
-OVERHEAD_BYTES = 128
-"""Upper bound of what sealing adds to a small record in a block, padding included."""
 
 Write = Callable[[SubmitResponse], Any]
 
@@ -33,12 +32,12 @@ class Session:
     """State of one stream. Touched by its reader and by the committer, both on the one event loop.
 
     `waiting` holds accepted records and rejections in order of seq, without gap, from durable_seq + 1
-    plus what is in the outstanding block.
+    plus what is in the outstanding block. A session with something waiting is in the committer's queue.
     """
 
     __slots__ = (
-        "_ack_due", "_responses", "_room", "_task", "_write", "_writing", "accepted", "durable_seq", "ending",
-        "expected_told", "finish_receipt", "finished", "next_seq", "opening", "pseudonym", "queued",
+        "_ack_due", "_backlog", "_responses", "_room", "_task", "_write", "_writing", "closing_told", "durable_seq",
+        "ending", "expected_told", "finish_receipt", "finished", "next_seq", "opening", "pseudonym", "queued",
         "rejected_count", "seats", "waiting", "waiting_bytes", "writer",
     )  # fmt: skip
 
@@ -50,6 +49,7 @@ class Session:
         seats: int,
         durable_seq: int,
         rejected_count: int,
+        backlog: Backlog,
         write: Write,
         task: asyncio.Task[Any] | None,
     ) -> None:
@@ -67,6 +67,8 @@ class Session:
         self.finished = False
         self.ending: PliError | None = None
         self.expected_told = 0
+        self.closing_told = False
+        self._backlog = backlog
         self._write = write
         self._task = task
         self._responses: list[SubmitResponse] = []
@@ -79,28 +81,43 @@ class Session:
         """Messages read and not yet durable."""
         return self.next_seq - 1 - self.durable_seq
 
+    # What waits
+
     def take(self, record: NewRecord) -> None:
         """Queues an accepted record or a rejection; its seq must be next_seq."""
+        size = sealed_bytes(len(record[3]))
         self.waiting.append(record)
-        self.waiting_bytes += len(record[3]) + OVERHEAD_BYTES
+        self.waiting_bytes += size
+        self._backlog.waiting_bytes += size
         self.next_seq = record[0] + 1
 
     def hand_over(self, budget_bytes: int) -> list[NewRecord]:
         """What fits into `budget_bytes` of a block, at least one item; the rest keeps waiting."""
         if self.waiting_bytes <= budget_bytes:
-            taken, self.waiting = self.waiting, []
-            self.waiting_bytes = 0
-            return taken
+            return self._take_all()
         used = count = 0
         for record in self.waiting:
-            # Padding may double a record; a block is far from full with one of the largest.
-            used += 2 * len(record[3]) + OVERHEAD_BYTES
-            if count and used > budget_bytes:
+            size = sealed_bytes(len(record[3]))
+            if count and used + size > budget_bytes:
                 break
+            used += size
             count += 1
         taken, self.waiting = self.waiting[:count], self.waiting[count:]
-        self.waiting_bytes = sum(len(record[3]) + OVERHEAD_BYTES for record in self.waiting)
+        self.waiting_bytes -= used
+        self._backlog.release(used)
         return taken
+
+    def drop_waiting(self) -> None:
+        """Forgets what waits: the stream has ended, its client keeps everything not acknowledged."""
+        self._take_all()
+
+    def _take_all(self) -> list[NewRecord]:
+        taken, self.waiting = self.waiting, []
+        self._backlog.release(self.waiting_bytes)
+        self.waiting_bytes = 0
+        return taken
+
+    # What becomes of it
 
     def settled(self, last_seq: int, rejections: list[tuple[int, int]]) -> None:
         """The spool has everything up to `last_seq` on disk. The only place where an ack is born."""
@@ -114,6 +131,15 @@ class Session:
             self._room.set_result(None)
         self.flush()
 
+    async def room(self, stalled_seconds: float) -> bool:
+        """Waits until something became durable; False when nothing did for so long."""
+        self._room = asyncio.get_running_loop().create_future()
+        done, _ = await asyncio.wait({self._room}, timeout=stalled_seconds)
+        self._room = None
+        return bool(done)
+
+    # What the client is told
+
     def repeat_ack(self) -> None:
         """The client resent what is settled already."""
         if not self._ack_due and self.durable_seq:
@@ -124,30 +150,50 @@ class Session:
         """The client left a gap; told once per position."""
         if self.expected_told != self.next_seq:
             self.expected_told = self.next_seq
-            self._responses.append(SubmitResponse(expected=Expected(seq=self.next_seq)))
-            self.flush()
+            self._tell(SubmitResponse(expected=Expected(seq=self.next_seq)))
+
+    def tell_closing(self, until_ms: int) -> None:
+        """The window is closing; told once."""
+        if not self.closing_told:
+            self.closing_told = True
+            self._tell(SubmitResponse(notice=Notice(closing=Closing(until_ms=until_ms))))
+
+    def tell_drain(self, reconnect_after_ms: int) -> None:
+        """This process stops soon; what was read is still committed and acknowledged."""
+        self._tell(SubmitResponse(notice=Notice(drain=Drain(reconnect_after_ms=reconnect_after_ms))))
 
     def supersede(self, opening: int, error: PliError) -> None:
         """Another opening won: say so, then end the stream."""
         if self.ending is None:
-            self._responses.append(SubmitResponse(notice=Notice(superseded=Superseded(opening=opening))))
+            self._tell(SubmitResponse(notice=Notice(superseded=Superseded(opening=opening))))
             self.end(error)
 
-    def drain(self, reconnect_after_ms: int) -> None:
-        """This process stops soon; what was read is still committed and acknowledged."""
-        self._responses.append(SubmitResponse(notice=Notice(drain=Drain(reconnect_after_ms=reconnect_after_ms))))
+    def _tell(self, response: SubmitResponse) -> None:
+        self._responses.append(response)
         self.flush()
+
+    # How it ends
 
     def end(self, error: PliError) -> None:
         """Ends the stream with this status once everything due has been written."""
         if self.ending is None:
             self.ending = error
-            self.flush()
             if self._task is not None:
                 self._task.cancel()
 
+    async def last_words(self, seconds: float) -> None:
+        """Returns when everything due was written, or the peer has not read it for so long.
+
+        From here on `end` is too late to change the stream's status.
+        """
+        self._task = None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while self._writing is not None and loop.time() < deadline:
+            await asyncio.wait({self._writing}, timeout=deadline - loop.time())
+
     def gone(self) -> None:
-        """The client left: nothing is written any more, what was read is still committed."""
+        """The stream is over: nothing is written any more, what was read is still committed."""
         self._task = None
         self._responses.clear()
         self._ack_due = False
@@ -155,22 +201,10 @@ class Session:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
-    async def room(self, stalled_seconds: float) -> bool:
-        """Waits until something became durable; False when nothing did for so long."""
-        self._room = asyncio.get_running_loop().create_future()
-        done, _ = await asyncio.wait({self._room}, timeout=stalled_seconds)
-        self._room = None
-        return bool(done)
-
     def flush(self) -> None:
         """Starts writing what is due, unless a write is under way: gRPC allows one at a time."""
         if self._writing is None and (self._ack_due or self._responses):
             self._writing = asyncio.get_running_loop().create_task(self._write_due())
-
-    async def written(self) -> None:
-        """Returns when nothing is due any more."""
-        while self._writing is not None:
-            await asyncio.wait({self._writing})
 
     async def _write_due(self) -> None:
         try:

@@ -85,9 +85,11 @@ class KeyRing:
 
     def forget_answers(self) -> None:
         """Locks the scope answers for every campaign."""
-        for keys in self._answers.values():
-            keys.pseudonym.wipe()
+        forgotten = list(self._answers.values())
+        # Out of the ring first: whoever still finds its keys there afterwards has read a key not yet wiped.
         self._answers.clear()
+        for keys in forgotten:
+            keys.pseudonym.wipe()
 
     def forget_identities(self) -> None:
         """Locks the scope identities for every campaign."""

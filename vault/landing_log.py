@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from pli.blocks import BlockContext
 from pli.vault.v1.deposit_pb2 import Verdict
@@ -22,6 +22,13 @@ LOG = "landing"
 """Name of the log's head in `log_heads`."""
 
 _LEAF = Struct(">H16sQI32s")
+
+# Asked twice per block: building the statement anew each time costs more than running it.
+_DIGEST_AT = select(LANDING_LOG.c.digest).where(
+    LANDING_LOG.c.campaign_id == bindparam("campaign"),
+    LANDING_LOG.c.epoch_id == bindparam("epoch"),
+    LANDING_LOG.c.number == bindparam("block"),
+)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -48,13 +55,8 @@ class LandingLog:
         taken = self._new.get((epoch_id, number))
         if taken is not None:
             return taken.digest
-        found: bytes | None = self._connection.execute(
-            select(LANDING_LOG.c.digest).where(
-                LANDING_LOG.c.campaign_id == self._campaign_id,
-                LANDING_LOG.c.epoch_id == epoch_id,
-                LANDING_LOG.c.number == number,
-            )
-        ).scalar_one_or_none()
+        place = {"campaign": self._campaign_id, "epoch": epoch_id, "block": number}
+        found: bytes | None = self._connection.execute(_DIGEST_AT, place).scalar_one_or_none()
         return found
 
     def take(self, block: Landed) -> Verdict.ValueType:

@@ -49,8 +49,9 @@ ENTRY = Struct(">IHB16sQI")
 An opened record as settlement groups and stores it (vault/scripts.py says which slice means what).
 """
 
-_SEAT_SEQ = Struct(">HQ")
 _PREFIX = Struct(">BI")
+_READERS = (SECTION.unpack_from, RECORD.unpack_from)
+_SIZES = (SECTION.size, RECORD.size)
 _SHAPE = "a block's counts do not fit its length"
 
 
@@ -112,24 +113,25 @@ class OpeningEpoch:
         context, sections, records, at = self._tagged(raw)
         end, seen, seq = len(raw) - TAG_BYTES, 0, 0
         decrypt, shared = self._aes.decrypt, self._context
-        read_section, read_record = SECTION.unpack_from, RECORD.unpack_from
-        pack_nonce, pack_place, read_prefix = NONCE.pack, _SEAT_SEQ.pack, _PREFIX.unpack_from
+        read_section, read_record, section_bytes, record_bytes = *_READERS, *_SIZES
+        pack_nonce, pack_place, read_prefix, prefix_bytes = NONCE.pack, PLACE.pack, _PREFIX.unpack_from, _PREFIX.size
         try:
             for _ in range(sections):
-                _, _, _, count = read_section(raw, at)
-                # Pseudonym, opening, writer: the order of PLACE, which is not the order of SECTION.
-                place = shared + raw[at : at + 16] + raw[at + 32 : at + 36] + raw[at + 16 : at + 32]
-                at += SECTION.size
+                pseudonym, writer, opening, count = read_section(raw, at)
+                at += section_bytes
                 seen += count
-                for _ in range(count):
+                while count:
+                    count -= 1
                     seq, seat, counter, length = read_record(raw, at)
-                    start = at + RECORD.size
+                    start = at + record_bytes
                     at = start + length
                     plaintext = decrypt(
-                        pack_nonce(RECORD_DOMAIN, counter), raw[start:at], place + pack_place(seat, seq)
+                        pack_nonce(RECORD_DOMAIN, counter),
+                        raw[start:at],
+                        shared + pack_place(pseudonym, opening, writer, seat, seq),
                     )
                     kind, size = read_prefix(plaintext)
-                    if not 1 <= kind <= 3 or size + _PREFIX.size > len(plaintext):
+                    if not 1 <= kind <= 3 or size + prefix_bytes > len(plaintext):
                         raise _impossible(seq, context)
         except InvalidTag as error:
             raise _not_here(seq, context) from error
@@ -150,34 +152,36 @@ class OpeningEpoch:
         """
         context, sections, _, at = self._tagged(raw)
         seq = 0
-        decrypt, shared, find = self._aes.decrypt, self._context, entries.get
-        read_section, read_record = SECTION.unpack_from, RECORD.unpack_from
-        pack_nonce, pack_place, read_prefix, pack_entry = NONCE.pack, _SEAT_SEQ.pack, _PREFIX.unpack_from, ENTRY.pack
+        decrypt, shared, find, pack_entry = self._aes.decrypt, self._context, entries.get, ENTRY.pack
+        read_section, read_record, section_bytes, record_bytes = *_READERS, *_SIZES
+        pack_nonce, pack_place, read_prefix, prefix_bytes = NONCE.pack, PLACE.pack, _PREFIX.unpack_from, _PREFIX.size
         try:
             for _ in range(sections):
                 pseudonym, writer, opening, count = read_section(raw, at)
-                place = shared + raw[at : at + 16] + raw[at + 32 : at + 36] + raw[at + 16 : at + 32]
-                at += SECTION.size
+                at += section_bytes
                 if not low <= pseudonym < high:
                     for _ in range(count):
-                        at += RECORD.size + read_record(raw, at)[3]
+                        at += record_bytes + read_record(raw, at)[3]
                     continue
                 found = find(pseudonym)
                 if found is None:
                     found = entries[pseudonym] = []
-                for _ in range(count):
+                while count:
+                    count -= 1
                     seq, seat, counter, length = read_record(raw, at)
-                    start = at + RECORD.size
+                    start = at + record_bytes
                     at = start + length
                     plaintext = decrypt(
-                        pack_nonce(RECORD_DOMAIN, counter), raw[start:at], place + pack_place(seat, seq)
+                        pack_nonce(RECORD_DOMAIN, counter),
+                        raw[start:at],
+                        shared + pack_place(pseudonym, opening, writer, seat, seq),
                     )
                     kind, size = read_prefix(plaintext)
-                    if not 1 <= kind <= 3 or size + _PREFIX.size > len(plaintext):
+                    after = prefix_bytes + size
+                    if not 1 <= kind <= 3 or after > len(plaintext):
                         raise _impossible(seq, context)
                     found.append(
-                        pack_entry(opening, seat, kind, writer, seq, size)
-                        + plaintext[_PREFIX.size : _PREFIX.size + size]
+                        pack_entry(opening, seat, kind, writer, seq, size) + plaintext[prefix_bytes:after]
                     )
         except InvalidTag as error:
             raise _not_here(seq, context) from error

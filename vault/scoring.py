@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Context, Decimal
+from decimal import Context, Decimal, localcontext
 from typing import Final
 
 from pli.ingest.v1.ingest_pb2 import Answer, Presence
@@ -95,11 +95,14 @@ class Scorer:
             return self._not_there
         find = final.get
         scores = [_ZERO if (answer := find(item_id)) is None else points(answer) for item_id, points in self._items]
-        total = _sum(scores)
-        domains = tuple(
-            DomainScore(domain, _sum(scores[index] for index in indexes), max_score)
-            for domain, indexes, max_score in self._domains
-        )
+        with localcontext(_EXACT):
+            total = sum(scores, _ZERO)
+            domains = tuple(
+                [
+                    DomainScore(domain, sum([scores[index] for index in indexes], _ZERO), max_score)
+                    for domain, indexes, max_score in self._domains
+                ]
+            )
         return Result(tuple(scores), total, self._max_score, domains, self._group(total))
 
     def _group(self, total: Decimal) -> str | None:
@@ -111,10 +114,8 @@ class Scorer:
 
 
 def _sum(points: Iterable[Decimal]) -> Decimal:
-    total = _ZERO
-    for one in points:
-        total = _EXACT.add(total, one)
-    return total
+    with localcontext(_EXACT):
+        return sum(points, _ZERO)
 
 
 def _points_of(item: Item) -> _Points:

@@ -98,16 +98,22 @@ def _union(entries: Iterable[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
 
 def _digests(kept: list[bytes]) -> tuple[int, int, int]:
     """How many finishes agree with the records before them, how many differ, how many there are."""
-    finishes = [entry for entry in kept if entry[KIND] == _FINISH]
-    agree = 0
-    for finish in finishes:
-        writer, seq = finish[WRITER], finish[SEQ]
-        covered = [
-            entry[DIGESTED] for entry in kept if entry[WRITER] == writer and entry[KIND] != _FINISH and entry[SEQ] < seq
-        ]
-        said = parsed_finish(finish)
-        agree += said.count == len(covered) and said.digest == sha256(b"".join(covered)).digest()
-    return agree, len(finishes) - agree, len(finishes)
+    agree = finishes = count = 0
+    writer, covered, digest = b"", list[bytes](), sha256()
+    for entry in kept:
+        if entry[WRITER] != writer:
+            writer, count, digest = entry[WRITER], 0, sha256()
+            covered.clear()
+        if entry[KIND] == _FINISH:
+            digest.update(b"".join(covered))
+            count += len(covered)
+            covered.clear()
+            finishes += 1
+            said = parsed_finish(entry)
+            agree += said.count == count and said.digest == digest.digest()
+        else:
+            covered.append(entry[DIGESTED])
+    return agree, finishes - agree, finishes
 
 
 def join(entries: Sequence[bytes]) -> bytes:
@@ -159,32 +165,35 @@ def final_answers(kept: Sequence[bytes]) -> Final:
     Where two writers are alike in both, the one whose stream was opened later wins, then the higher
     writer. Answers taken back are left out.
     """
-    answers: dict[str, tuple[_Rank, Answer]] = {}
+    answers: dict[str, tuple[Answer, bytes]] = {}
     presence, marked, unreadable = Presence.PRESENCE_PRESENT, _LOWEST, 0
     for entry in kept:
-        if entry[KIND] == _FINISH:
-            continue
-        opening, _, _, writer, seq, _ = ENTRY.unpack_from(entry)
+        kind = entry[KIND]
         try:
-            if entry[KIND] == _ANSWER:
-                answer = Answer.FromString(entry[PAYLOAD])
-                rank = (answer.opening, seq, opening, writer)
+            if kind == _ANSWER:
+                answer = _read_answer(entry[PAYLOAD])
                 known = answers.get(answer.item_id)
-                if known is None or known[0] < rank:
-                    answers[answer.item_id] = (rank, answer)
-            else:
+                if known is None or _rank(known[0].opening, known[1]) < _rank(answer.opening, entry):
+                    answers[answer.item_id] = answer, entry
+            elif kind != _FINISH:
                 mark = Mark.FromString(entry[PAYLOAD])
-                rank = (mark.opening, seq, opening, writer)
+                rank = _rank(mark.opening, entry)
                 if marked < rank:
                     presence, marked = mark.presence, rank
         except DecodeError:
             unreadable += 1
-    final = {item: answer for item, (_, answer) in answers.items() if answer.WhichOneof("value") != "cleared"}
+    final = {item: answer for item, (answer, _) in answers.items() if not answer.HasField("cleared")}
     return Final(final, presence, unreadable)
 
 
 _Rank = tuple[int, int, int, bytes]
 _LOWEST: _Rank = (-1, 0, 0, b"")
+_read_answer = Answer.FromString
+
+
+def _rank(given: int, entry: bytes) -> _Rank:
+    opening, _, _, writer, seq, _ = ENTRY.unpack_from(entry)
+    return given, seq, opening, writer
 
 
 def parsed_finish(entry: bytes) -> Finish:

@@ -21,12 +21,12 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, text, update
 
 from pli.errors import IntegrityError, StateError
-from vault.counts import LandedRecords, landed_records
+from vault.counts import accounted, campaign_counts, landed_records, scripts_stored
 from vault.epochs import OpenEpochs
 from vault.keyring import AnswerKeys, KeyRing
 from vault.progress import Run, advance, begin_run, due_blocks, forget_progress, last_run
-from vault.registry import RegistryEntry, known_pseudonyms
-from vault.results import score_due
+from vault.registry import CLASS, RegistryEntry, known_pseudonyms
+from vault.results import is_scored, score_due
 from vault.script_store import OldScripts
 from vault.scripts import NOTHING, SEAT, join, merge
 from vault.store.database import Database
@@ -34,9 +34,6 @@ from vault.store.landing_tables import RESULTS, SCRIPT_CONFLICTS, SCRIPTS, SETTL
 
 PARTITION_RECORDS = 1_000_000
 """About 150 MB while such a partition is merged."""
-
-_CLASS = 2
-"""`registry.kind` of a class code, the only one with seats."""
 
 _PUT_SCRIPTS = text(
     "INSERT INTO scripts (campaign_id, pseudonym, version, records, answers, digests_agree, digests_differ, sealed) "
@@ -110,8 +107,7 @@ class Settlement:
             while (run := await self._database.write(lambda c: self._due(c, campaign_id))) is not None:
                 await self._run_partition(campaign_id, run)
             await score_due(self._database, self._keyring, campaign_id)
-            landed = await self._database.read(lambda connection: landed_records(connection, campaign_id))
-        _check(landed)
+            await self._database.read(lambda connection: _check(connection, campaign_id))
 
     async def resettle(self, campaign_id: str) -> None:
         """Throws every script and result away and makes them again from the landing log."""
@@ -133,10 +129,11 @@ class Settlement:
     def _merge(self, connection: Connection, keys: AnswerKeys, run: Run) -> _Merged:
         low, high = bounds(run.next_partition, run.partitions)
         entries = self._open(connection, keys, run, low, high)
-        registry = known_pseudonyms(connection, keys.campaign_id, low, high)
-        old = OldScripts(connection, keys.campaign_id, keys.rows, entries)
+        pseudonyms = sorted(entries)
+        registry = known_pseudonyms(connection, keys.campaign_id, pseudonyms)
+        old = OldScripts(connection, keys, pseudonyms)
         merged = _Merged()
-        for pseudonym in sorted(entries):
+        for pseudonym in pseudonyms:
             found = entries.pop(pseudonym)
             accepted = _of_known_seats(found, registry.get(pseudonym))
             merged.sums.quarantined += len(found) - len(accepted)
@@ -174,7 +171,7 @@ def _of_known_seats(entries: list[bytes], entry: RegistryEntry | None) -> list[b
     """The records that belong to a code of this vault; the rest is counted as quarantined."""
     if entry is None:
         return []
-    last = (entry.seats if entry.kind == _CLASS else 0).to_bytes(2, "big")
+    last = (entry.seats if entry.kind == CLASS else 0).to_bytes(2, "big")
     return [found for found in entries if found[SEAT] <= last]
 
 
@@ -234,19 +231,27 @@ def _forget(connection: Connection, campaign_id: str) -> None:
     forget_progress(connection, campaign_id)
 
 
-def _check(landed: LandedRecords) -> None:
-    """Landed = settled + duplicate + conflict + quarantined, over what the run had as its target."""
+def _check(connection: Connection, campaign_id: str) -> None:
+    """Landed = settled + duplicate + conflict + quarantined, over the blocks that are settled."""
+    landed = landed_records(connection, campaign_id)
     if landed.targeted != landed.accounted:
         raise IntegrityError(
             f"{landed.targeted} records have landed, but settlement accounts for {landed.accounted}; "
             "settle again from the landing log, and compare with a backup"
         )
+    made, stored = campaign_counts(connection, campaign_id).scripts, scripts_stored(connection, campaign_id)
+    if made != stored:
+        raise IntegrityError(
+            f"settlement made {made} scripts, but the vault's database holds {stored}; "
+            "settle again from the landing log, and compare with a backup"
+        )
 
 
 def is_settled(connection: Connection, campaign_id: str) -> bool:
-    """Whether scripts and results hold everything that has landed."""
-    landed = landed_records(connection, campaign_id)
-    return landed.landed == landed.accounted and not connection.execute(_UNSCORED, {"campaign": campaign_id}).first()
-
-
-_UNSCORED = text("")
+    """Whether scripts and results hold everything that has landed, and none of them is gone."""
+    counts = campaign_counts(connection, campaign_id)
+    return (
+        counts.landed == accounted(counts)
+        and counts.scripts == scripts_stored(connection, campaign_id)
+        and is_scored(connection, campaign_id)
+    )

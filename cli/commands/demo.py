@@ -33,6 +33,7 @@ def demo(
         str | None,
         typer.Option(help="none, some (changed answers, second devices), all (and rejected answers)."),
     ] = None,
+    pace_ms: Annotated[float, typer.Option(min=0, help="Mean time a pupil thinks before an answer; 0: none.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed simulates the same pupils.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
@@ -54,6 +55,7 @@ def demo(
         names=names,
         mishaps=MISHAPS[chosen],
         seed=seed,
+        pace_ms=pace_ms,
         workers=workers,
     )
     with Display(quiet=json) as display:

@@ -41,4 +41,4 @@ def _become(service: str, config: Path) -> NoReturn:
     module = MODULES[service]
     if find_spec(module.split(".", 1)[0]) is None:
         raise ConfigError(f"this installation has no {service}; install the wheel pli-{module.split('.', 1)[0]}")
-    os.execv(sys.executable, [sys.executable, "-m", module, str(config)])  # noqa: S606  # no shell is wanted
+    os.execv(sys.executable, [sys.executable, "-m", module, "--config", str(config)])  # noqa: S606  # no shell is wanted

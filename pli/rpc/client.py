@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from pli.errors import PliError, from_status
@@ -13,20 +14,30 @@ DETAILS = "grpc-status-details-bin"
 MAX_RECEIVE_BYTES = 8 * 1024 * 1024
 """A deposit's receipt or a part of the registry stays far below."""
 
+MAX_METADATA_BYTES = 64 * 1024
+"""gRPC drops a call at random above its own 8 kB; a status with the faults of a roster takes twice that."""
+
 
 def channel(
     target: str, credentials: grpc.ChannelCredentials, options: Sequence[tuple[str, int | str]] = ()
 ) -> grpc.aio.Channel:
     """A channel between processes, or of a person."""
-    return grpc.aio.secure_channel(
-        target, credentials, [("grpc.max_receive_message_length", MAX_RECEIVE_BYTES), *options]
-    )
+    defaults: list[tuple[str, int | str]] = [
+        ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    ]
+    return grpc.aio.secure_channel(target, credentials, [*defaults, *options])
 
 
 def typed(error: grpc.aio.AioRpcError) -> PliError:
     """The error that the other side raised; one of the family of its code when it sent no details."""
     for key, value in error.trailing_metadata() or ():
         if key == DETAILS and isinstance(value, bytes):
-            return from_status(status_pb2.Status.FromString(value))
+            try:
+                return from_status(status_pb2.Status.FromString(value))
+            except DecodeError:
+                # Whoever answered does not write statuses as pli does; what it meant is in the code.
+                break
     number = error.code().value[0]
     return from_status(status_pb2.Status(code=number, message=error.details() or error.code().name.lower()))

@@ -16,6 +16,9 @@ from pli.rpc.client import DETAILS
 from pli.rpc.peer import peer_of
 from pli.rpc.roles import check_table, may_call
 
+MAX_SHORT_CHARACTERS = 300
+"""Of a message in `grpc-message`, where each byte that is not ASCII takes three."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 log = structlog.get_logger()
 
@@ -41,6 +44,10 @@ class Limits(Section):
     keepalive_timeout_ms: int = 20_000
     """Slow school lines answer a ping within that."""
 
+    connection_idle_ms: int = 300_000
+    """A connection without a call is closed after it; far above the slot that an overloaded node gives.
+    There is no greatest age: a session lasts as long as the pupil needs."""
+
     min_ping_interval_ms: int = 10_000
     """A client that pings more often is cut off (HTTP/2 ping flood)."""
 
@@ -55,6 +62,7 @@ class Limits(Section):
             ("grpc.keepalive_time_ms", self.keepalive_time_ms),
             ("grpc.keepalive_timeout_ms", self.keepalive_timeout_ms),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.max_connection_idle_ms", self.connection_idle_ms),
             ("grpc.http2.min_ping_interval_without_data_ms", self.min_ping_interval_ms),
             ("grpc.http2.max_ping_strikes", 4),
             ("grpc.so_reuseport", int(reuse_port)),
@@ -125,9 +133,10 @@ def _authorise(method: str, context: Context) -> None:
 
 
 async def refuse(context: Context, error: PliError) -> NoReturn:
-    """Ends the call with the error's status, reason and details."""
-    details = to_status(error).SerializeToString()
-    await context.abort(error.status, error.message, ((DETAILS, details),))
+    """Ends the call with the error's status, reason and details; the short text is for clients without them."""
+    status = to_status(error)
+    short = status.message.partition("\n")[0][:MAX_SHORT_CHARACTERS]
+    await context.abort(error.status, short, ((DETAILS, status.SerializeToString()),))
 
 
 async def _fail(method: str, context: Context, error: Exception) -> NoReturn:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from pli.errors import ConfigError, PliError
+from pli.errors import ConfigError
 from pli.tls import read_file
 
-
-def clock_ms() -> int:
-    """Unix time in ms."""
-    return time.time_ns() // 1_000_000
+ConfigFile = Annotated[Path, typer.Option("--config", help="The process's TOML file.", metavar="FILE")]
 
 
 def pinned_vault_key(path: Path) -> Ed25519PublicKey:
@@ -35,10 +30,9 @@ def pinned_vault_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def exit_with_reason(run: Callable[[], None]) -> None:
-    """Runs a process; an error of ours becomes one message and its exit code."""
-    try:
-        run()
-    except PliError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from error
+def place_of(error: BaseException) -> str:
+    """File and line where an error was raised. Its words may quote content and are never logged."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""

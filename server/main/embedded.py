@@ -6,19 +6,20 @@ it holds the server's own process id.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
-import sys
 from pathlib import Path
 
 import typer
 
 from pli.config import load, read_secret_file, write_secret_file
-from pli.errors import ConfigError, PliError
-from pli.process import die_with_parent
+from pli.errors import ConfigError
+from pli.process import die_with_parent, exit_with_reason
 from pli.secret import Secret
 from server.config import EmbeddedSettings
+from server.main.common import ConfigFile
 from server.store.acl import users_file
 
 SOCKET_FILE = "spool.sock"
@@ -44,10 +45,10 @@ loglevel notice
 
 
 def prepare(directory: Path, socket_directory: Path | None, max_memory_mb: int) -> Path:
-    """Makes the directories ready and returns the path of the server's configuration.
+    """Makes the directories ready, locks them, and returns the path of the server's configuration.
 
     Raises:
-        ConfigError: the directory cannot be used, or its path is too long for a socket.
+        ConfigError: the directory cannot be used or is in use, or its path is too long for a socket.
     """
     directory = directory.resolve()
     socket = (socket_directory or directory).resolve() / SOCKET_FILE
@@ -57,6 +58,7 @@ def prepare(directory: Path, socket_directory: Path | None, max_memory_mb: int) 
         for path in (directory, socket.parent):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.chmod(0o700)
+        _hold(directory)
         (directory / "data").mkdir(exist_ok=True, mode=0o700)
         passwords = {user: _password(directory / f"{user}.password") for user in ("ingest", "relay")}
         (directory / "users.acl").write_text(users_file(passwords["ingest"], passwords["relay"]))
@@ -91,19 +93,36 @@ def _password(path: Path) -> Secret:
     return read_secret_file(path)
 
 
-def main(config: Path) -> None:
-    """Becomes the store."""
+def _hold(directory: Path) -> None:
+    """Locks the directory for as long as this process lives, the server that it becomes included.
+
+    A record lock (POSIX) survives exec and, unlike flock, is not shared with the child that the server
+    forks to rewrite its append-only file: such a child may outlive a server that was killed.
+
+    Raises:
+        ConfigError: another store runs on the directory.
+    """
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.set_inheritable(descriptor, True)
     try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ConfigError(f"a store already runs on {directory}; stop it, or give this one its own") from error
+
+
+def main(config: ConfigFile) -> None:
+    """Becomes the store."""
+
+    def run() -> None:
         settings = load(EmbeddedSettings, config)
         configuration = prepare(settings.directory, settings.socket_directory, settings.max_memory_mb)
         binary = server_binary()
-    except PliError as error:
-        print(error.message, file=sys.stderr)
-        raise typer.Exit(error.exit_code) from error
-    die_with_parent()
-    os.execv(  # noqa: S606  # becomes the store itself: no process in between that could die alone
-        binary, [str(binary), str(configuration)]
-    )
+        die_with_parent()
+        os.execv(  # noqa: S606  # becomes the store itself: no process in between that could die alone
+            binary, [str(binary), str(configuration)]
+        )
+
+    exit_with_reason(run)
 
 
 if __name__ == "__main__":

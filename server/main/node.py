@@ -18,11 +18,20 @@ import typer
 
 from pli.config import load
 from pli.hpke import PrivateKey
-from pli.process import bound_address, claim_port, configure_logging, die_with_parent, exclusive, say_ready, stop_event
+from pli.process import (
+    bound_address,
+    claim_port,
+    configure_logging,
+    die_with_parent,
+    exclusive,
+    exit_with_reason,
+    say_ready,
+    stop_event,
+)
 from pli.tls import server_credentials
 from server.config import ServerSettings
 from server.identity import NodeIdentity
-from server.main.common import exit_with_reason, pinned_vault_key
+from server.main.common import ConfigFile, pinned_vault_key
 from server.store.spool import connect
 
 log = structlog.get_logger()
@@ -50,10 +59,12 @@ class Supervisor:
         """Runs worker `index`, again and again."""
         while not self._stopping:
             worker = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "server.main.worker", str(self._config),
+                sys.executable, "-m", "server.main.worker", "--config", str(self._config),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
             self._workers[index] = worker
+            if self._stopping:
+                worker.terminate()
             await self._follow(index, worker)
             status = await worker.wait()
             if self._stopping:
@@ -67,9 +78,10 @@ class Supervisor:
         try:
             worker.stdin.write(self._handover.encode() + b"\n")
             await worker.stdin.drain()
-            worker.stdin.close()
         except (BrokenPipeError, ConnectionResetError):
             log.error("worker_died", worker=index, why="it ended before it took its key")
+        finally:
+            worker.stdin.close()
         async for _line in worker.stdout:
             self._listening.add(index)
             if len(self._listening) == self._settings.workers:
@@ -102,9 +114,10 @@ async def serve(settings: ServerSettings, config: Path) -> None:
         NodeIdentity.load(settings.tls, receiving_key)
         pinned_vault_key(settings.vault_signing_key_file)
         server_credentials(settings.tls, ask_for_certificate=True)
-        await connect(settings.spool).aclose()
+        await connect(settings.spool, connections=1).aclose()
         addresses = {"listen": bound_address(pupils), "listen_operations": bound_address(operations)}
-        handover = json.dumps({"receiving_key": receiving_key.raw().reveal().hex(), **addresses})
+        key = receiving_key.raw().reveal().hex()
+        handover = json.dumps({"supervisor": os.getpid(), "receiving_key": key, **addresses})
         supervisor = Supervisor(settings, config, handover)
         keepers = [asyncio.create_task(supervisor.keep(index)) for index in range(settings.workers)]
         ready = asyncio.create_task(_say_ready(supervisor, addresses))
@@ -123,7 +136,7 @@ async def _say_ready(supervisor: Supervisor, addresses: dict[str, str]) -> None:
     say_ready("server", **addresses)
 
 
-def main(config: Path) -> None:
+def main(config: ConfigFile) -> None:
     """Entry point."""
 
     def run() -> None:

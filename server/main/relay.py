@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
+import time
 
 import structlog
 import typer
 import uvloop
 
 from pli.config import load
-from pli.process import configure_logging, die_with_parent, exclusive, say_ready, stop_event
+from pli.process import configure_logging, die_with_parent, exclusive, exit_with_reason, say_ready, stop_event
 from pli.rpc.client import channel
 from pli.tls import client_credentials, read_file
 from pli.vault.v1.deposit_pb2_grpc import DepositServiceStub
 from server.config import RelaySettings
-from server.main.common import exit_with_reason, pinned_vault_key
+from server.main.common import ConfigFile, pinned_vault_key, place_of
 from server.relay import Relay
 from server.store.keys import ShardKeys
 from server.store.relay_spool import RelaySpool
@@ -30,29 +30,32 @@ async def serve(settings: RelaySettings) -> None:
     stop = stop_event()
     vault_key = pinned_vault_key(settings.vault_signing_key_file)
     credentials = client_credentials(read_file(settings.tls.authority_file), settings.tls)
-    # One connection more than shards: a read that waits for blocks must not hold up the others.
-    redis = connect(settings.spool, connections=2 * settings.shards + 2)
+    # A read that waits for blocks holds its connection: one per shard, and one for the exchange with the vault.
+    redis = connect(settings.spool, connections=settings.shards + 2)
     async with channel(settings.vault, credentials) as vault:
         shards = [
             RelaySpool(redis, ShardKeys(settings.campaign_id, shard), settings.name) for shard in range(settings.shards)
         ]
-        relay = Relay(settings, shards, DepositServiceStub(vault), vault_key, os.urandom)
+        relay = Relay(settings, shards, DepositServiceStub(vault), vault_key, time.monotonic, os.urandom)
         carrying = asyncio.create_task(relay.run())
         say_ready("relay")
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({carrying, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if carrying.done():
-                await carrying
         finally:
             carrying.cancel()
             stopping.cancel()
-            await asyncio.gather(carrying, stopping, return_exceptions=True)
+            (outcome, _) = await asyncio.gather(carrying, stopping, return_exceptions=True)
             await redis.aclose()
+    if isinstance(outcome, Exception):
+        cause = outcome.exceptions[0] if isinstance(outcome, ExceptionGroup) else outcome
+        # Its words may quote content: type and place are enough to find it.
+        log.error("relay_failed", error=type(cause).__name__, place=place_of(cause))
+        raise SystemExit(1)
     log.info("stopped", relay=settings.name)
 
 
-def main(config: Path) -> None:
+def main(config: ConfigFile) -> None:
     """Entry point."""
 
     def run() -> None:

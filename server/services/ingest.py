@@ -1,4 +1,4 @@
-"""`IngestService.Submit`: one stream, one session (DESIGN 5; steps 1 to 6 of docs/life-of-an-answer.md)."""
+"""`IngestService.Submit`: one stream, one session (steps 1 to 6 of docs/life-of-an-answer.md)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from pli.canonical import canonical
 from pli.codes import MAX_TYPED_CHARACTERS, REFUSAL, parse_code
@@ -17,6 +18,7 @@ from pli.errors import (
     Draining,
     NotFound,
     Overloaded,
+    PliError,
     SessionSuperseded,
     StreamViolation,
     Unavailable,
@@ -63,6 +65,7 @@ MAX_SEQ = 2**53 - 1
 
 ID_BYTES = 16
 DIGEST_BYTES = 32
+STALLED = "the spool is stalled; open again later, keep what is not acknowledged"
 _ANSWER, _MARK, _FINISH = int(RecordKind.ANSWER), int(RecordKind.MARK), int(RecordKind.FINISH)
 
 
@@ -86,31 +89,54 @@ class IngestService(IngestServiceServicer):
 
     async def Submit(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]  # coroutine style: context.read and context.write, which the stubs do not model
         """Serves one stream from Open to its end."""
-        intake = self._intake()
-        if intake is None:
-            raise Unavailable("this node is not ready; try again, here or at another node")
-        if self.draining:
-            raise Draining("this node is stopping; open again, another one takes the session")
-        first = await context.read()
-        if not isinstance(first, SubmitRequest) or first.WhichOneof("message") != "open":
-            raise StreamViolation("the first message of a stream must be Open")
-        session = await self._open(intake, first.open, context)
+        intake = self._ready()
+        session = await self._open(intake, await self._first(context), context)
         if session is None:
             return
-        for older in intake.add(session):
-            older.supersede(session.opening, SessionSuperseded(SUPERSEDED))
         try:
-            await self._read(intake, session, context)
-            await session.written()
-        except asyncio.CancelledError:
-            # Cancelled by ourselves to end the stream with a status; or by gRPC, because the client left.
-            if session.ending is None:
-                raise
-            await session.written()
-            raise session.ending from None
+            error = await self._until_end(intake, session, context)
+            await session.last_words(self._limits.last_words_seconds)
+            if error is not None:
+                raise error
         finally:
             session.gone()
             intake.remove(session)
+
+    def _ready(self) -> Intake:
+        if self.draining:
+            raise Draining("this node is stopping; open again, another one takes the session")
+        intake = self._intake()
+        if intake is None:
+            raise Unavailable("this node is not ready; try again, here or at another node")
+        return intake
+
+    async def _first(self, context: Context) -> Open:
+        try:
+            async with asyncio.timeout(self._limits.open_seconds):
+                request = await _read(context)
+        except TimeoutError as error:
+            raise StreamViolation("a stream must begin with Open, and soon after its start") from error
+        if request is None or request.WhichOneof("message") != "open":
+            raise StreamViolation("the first message of a stream must be Open")
+        return request.open
+
+    async def _until_end(self, intake: Intake, session: Session, context: Context) -> PliError | None:
+        """Serves the session; the status that its stream ends with, None for OK."""
+        try:
+            for displaced, opening in intake.add(session):
+                displaced.supersede(opening, SessionSuperseded(SUPERSEDED))
+            # The look that ends all streams of a stopping worker may have missed one that was just opening.
+            self._ready()
+            await self._read(intake, session, context)
+        except asyncio.CancelledError:
+            # Cancelled by ourselves, to end the stream with a status; or by gRPC, because the client left.
+            task = asyncio.current_task()
+            if session.ending is None or task is None:
+                raise
+            task.uncancel()
+        except PliError as error:
+            return error
+        return session.ending
 
     async def _open(self, intake: Intake, request: Open, context: Context) -> Session | None:
         """Answers `Opened`. None when the session is read-only and complete with that."""
@@ -137,6 +163,7 @@ class IngestService(IngestServiceServicer):
             verdict.seats,
             verdict.durable_seq,
             len(verdict.rejected),
+            intake.backlog,
             context.write,
             asyncio.current_task(),
         )
@@ -192,33 +219,29 @@ class IngestService(IngestServiceServicer):
 
     async def _read(self, intake: Intake, session: Session, context: Context) -> None:
         """Reads until the client finishes or leaves. Never waits for a write."""
-        read = context.read
         committer = intake.committers[intake.shard(session.pseudonym)]
-        max_in_flight = self._limits.max_in_flight
-        while session.ending is None:
-            if session.in_flight >= max_in_flight and not await session.room(self._limits.stalled_seconds):
-                raise Unavailable("the spool is stalled; open again later, keep what is not acknowledged")
+        max_in_flight, stalled_seconds = self._limits.max_in_flight, self._limits.stalled_seconds
+        while True:
+            if session.in_flight >= max_in_flight and not await session.room(stalled_seconds):
+                raise Unavailable(STALLED)
+            if intake.backlog.full and not await intake.backlog.room(stalled_seconds):
+                raise Unavailable(STALLED)
             if not intake.reading.is_set():
                 await self._until_reading(intake)
-            request = await read()
-            if not isinstance(request, SubmitRequest):
+            request = await _read(context)
+            if request is None:
                 break
-            request.DiscardUnknownFields()
-            match request.WhichOneof("message"):
-                case "answers":
-                    self._take_answers(intake, session, request.answers)
-                case "mark":
-                    self._take_mark(intake, session, request.mark)
-                case "finish":
-                    self._take_finish(session, request.finish)
-                case _:
-                    raise StreamViolation("after Open only Answers, Mark and Finish are expected")
-            if session.waiting:
-                committer.submit(session)
+            try:
+                self._take(intake, session, request)
+            finally:
+                if session.waiting:
+                    committer.submit(session)
             if session.finish_receipt is not None:
-                await self._finished(session)
-                return
-        await self._settled(session)
+                break
+        # The client has said its last word: what was read gets its ack before the stream ends.
+        while session.in_flight:
+            if not await session.room(stalled_seconds):
+                raise Unavailable(STALLED)
 
     async def _until_reading(self, intake: Intake) -> None:
         try:
@@ -227,15 +250,17 @@ class IngestService(IngestServiceServicer):
         except TimeoutError as error:
             raise Unavailable("the platform is full; open again later, keep what is not acknowledged") from error
 
-    async def _settled(self, session: Session) -> None:
-        """The client has said its last word: what was read gets its ack before the stream ends."""
-        while session.in_flight and session.ending is None:
-            if not await session.room(self._limits.stalled_seconds):
-                raise Unavailable("the spool is stalled; open again later, keep what is not acknowledged")
-
-    async def _finished(self, session: Session) -> None:
-        await self._settled(session)
-        await session.written()
+    def _take(self, intake: Intake, session: Session, request: SubmitRequest) -> None:
+        request.DiscardUnknownFields()
+        match request.WhichOneof("message"):
+            case "answers":
+                self._take_answers(intake, session, request.answers)
+            case "mark":
+                self._take_mark(intake, session, request.mark)
+            case "finish":
+                self._take_finish(intake, session, request.finish)
+            case _:
+                raise StreamViolation("after Open only Answers, Mark and Finish are expected")
 
     def _take_answers(self, intake: Intake, session: Session, message: Answers) -> None:
         answers = message.answers
@@ -267,7 +292,7 @@ class IngestService(IngestServiceServicer):
         else:
             session.take((mark.seq, mark.seat, _MARK, canonical(mark)))
 
-    def _take_finish(self, session: Session, finish: Finish) -> None:
+    def _take_finish(self, intake: Intake, session: Session, finish: Finish) -> None:
         if not self._in_order(session, finish.seq, 1):
             return
         accepted = session.next_seq - 1 - session.rejected_count
@@ -276,11 +301,8 @@ class IngestService(IngestServiceServicer):
         elif not 1 <= finish.opening <= session.opening:
             self._reject(session, finish.seq, RejectReason.REJECT_REASON_BAD_OPENING)
         else:
-            campaign = self._intake()
-            if campaign is None:
-                raise Unavailable("this node is not ready; try again, here or at another node")
             session.finish_receipt = self._identity.receipt(
-                campaign.bundle.campaign_id, session.pseudonym, finish.seq, accepted, self._clock_ms
+                intake.bundle.campaign_id, session.pseudonym, finish.seq, accepted, self._clock_ms
             )
             session.take((finish.seq, 0, _FINISH, canonical(finish)))
 
@@ -301,3 +323,16 @@ class IngestService(IngestServiceServicer):
             raise StreamViolation("too many messages of this writer were rejected; update the application")
         session.rejected_count += 1
         session.take((seq, reason, REJECTED, b""))
+
+
+async def _read(context: Context) -> SubmitRequest | None:
+    """The next message; None when the client has said that there is none.
+
+    Raises:
+        StreamViolation: what came is not a message of this protocol.
+    """
+    try:
+        request = await context.read()
+    except DecodeError as error:
+        raise StreamViolation("a message is not readable; update the application") from error
+    return request if isinstance(request, SubmitRequest) else None

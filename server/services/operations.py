@@ -16,12 +16,14 @@ from pli.ops.v1.ops_pb2 import (
     NodeStatus,
     RelayStatus,
     SpoolStatus,
+    WindowState,
     WindowStatus,
 )
 from pli.ops.v1.ops_pb2_grpc import OperationsServiceServicer
 from pli.rpc.server import Context
 from server.store.keys import ShardKeys
 from server.store.spool import asked
+from server.store.window import read_window
 
 SILENT_AFTER_MS = 15_000
 """A process that published nothing for so long is shown as silent."""
@@ -36,6 +38,7 @@ class OperationsService(OperationsServiceServicer):
     """Answers for the whole platform, whichever worker is asked."""
 
     def __init__(self, redis: Redis, campaign_id: str, shards: Callable[[], int]) -> None:
+        self._redis = redis
         self._call = cast(Callable[..., Awaitable[Any]], redis.execute_command)
         self._campaign_id = campaign_id
         self._shards = shards
@@ -46,7 +49,7 @@ class OperationsService(OperationsServiceServicer):
         seconds, micros = await asked(self._call("TIME"))
         now_ms = int(seconds) * 1000 + int(micros) // 1000
         response = GetStatusResponse(campaign_id=self._campaign_id, time_ms=now_ms)
-        response.window.CopyFrom(await self._window(first))
+        response.window.CopyFrom(await self._window(first, now_ms))
         for name, row in sorted((await self._rows(first)).items()):
             if now_ms - int(row.get("published_at_ms", 0)) < FORGOTTEN_AFTER_MS:
                 self._add(response, name, row, now_ms)
@@ -55,17 +58,14 @@ class OperationsService(OperationsServiceServicer):
         self._alarms(response)
         return response
 
-    async def _window(self, keys: ShardKeys) -> WindowStatus:
-        phase, version, opens, closes, grace = (
-            int(value or 0)
-            for value in await asked(self._call("HMGET", keys.window, "phase", "version", "opens", "closes", "grace"))
-        )
+    async def _window(self, keys: ShardKeys, now_ms: int) -> WindowStatus:
+        window = await read_window(self._redis, keys)
         return WindowStatus(
-            state=phase,  # type: ignore[arg-type]  # an enum's number
-            version=version,
-            opens_at_ms=opens,
-            closes_at_ms=closes,
-            grace_ms=grace,
+            state=window.phase_at(now_ms) if window.version else WindowState.WINDOW_STATE_UNSPECIFIED,  # type: ignore[arg-type]  # an enum's number
+            version=window.version,
+            opens_at_ms=window.opens_ms,
+            closes_at_ms=window.closes_ms,
+            grace_ms=window.grace_ms,
         )
 
     async def _rows(self, keys: ShardKeys) -> dict[str, dict[str, Any]]:
@@ -123,7 +123,8 @@ class OperationsService(OperationsServiceServicer):
 
     async def _oldest(self, keys: ShardKeys) -> dict[str, Any]:
         # An ingest process may not read the Redis stream: the relay publishes the age it sees.
-        row = await asked(self._call("HGET", keys.status, f"oldest:{keys.shard}"))
+        first = ShardKeys(self._campaign_id, 0)
+        row = await asked(self._call("HGET", first.status, f"oldest:{keys.shard}"))
         return json.loads(row) if row else {}
 
     def _alarms(self, response: GetStatusResponse) -> None:

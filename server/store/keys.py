@@ -16,6 +16,7 @@ class ShardKeys:
     shard: int
     spool: str = field(init=False)
     epochs: str = field(init=False)
+    headers: str = field(init=False)
     cursors: str = field(init=False)
     registry: str = field(init=False)
     window: str = field(init=False)
@@ -31,7 +32,7 @@ class ShardKeys:
     def __post_init__(self) -> None:
         tag = f"{{{self.campaign_id}.{self.shard}}}"
         for name in (
-            "spool", "epochs", "cursors", "registry", "window", "marker", "calls", "bundle", "loaded",
+            "spool", "epochs", "headers", "cursors", "registry", "window", "marker", "calls", "bundle", "loaded",
             "enrolments", "enrolled", "status", "superseded",
         ):  # fmt: skip
             object.__setattr__(self, name, f"{tag}:{name}")

@@ -1,26 +1,49 @@
 #!lua name=pli
 
--- The atomic steps of the spool (docs/spool.md). Functions are atomic but not rolled back, so each one
--- checks everything (types, sizes, numbers, openings, window) before its first write.
+-- The atomic steps of the spool. Functions are atomic but not rolled back, so each one checks
+-- everything (types, sizes, numbers, openings, window) before its first write.
+--
+-- A caller names one key; the others follow from its hash tag {campaign.shard}, so that nobody can pair
+-- one shard's cursors with another one's window. What the caller's user may not touch stays refused.
 --
 -- Layouts, integers big-endian:
---   head    (cursors, field = pseudonym):          opening u32 | writer 16 | token 16 | state u8 | kind u8
---   cursor  (cursors, field = pseudonym | writer): opening u32 | durable u64 | state u8 | n u16 |
---                                                  n x (seq u64 | reason u8) | receipt
---   registry (field = pseudonym):                  kind u8 | seats u16 | status u8
---   epochs  (field = epoch id):                    last number u64 | last digest 32
---           (field = epoch id | "h"):              header
---   states: 1 live, 2 finished, 3 fenced (cursor only: a newer opening won)
+--   head     (cursors, field = pseudonym):          opening u32 | writer 16 | state u8 | kind u8
+--   cursor   (cursors, field = pseudonym | writer): opening u32 | durable u64 | state u8 | token 16 |
+--                                                   n u16 | n x (seq u64 | reason u8) | receipt
+--   registry (field = pseudonym):                   kind u8 | seats u16 | status u8
+--   epochs   (field = epoch id):                    last number u64 | last digest 32
+--   headers  (field = epoch id):                    header
+--   states: 1 live, 2 finished, 3 fenced (cursor of a pupil code only: a newer opening won)
+--
+-- A pupil code has one writer at a time, and its head finishes with it. A class code has several; each
+-- has its own cursor, opening and end, and the head only counts openings.
 
 local PHASE_OPEN, PHASE_CLOSING, PHASE_CLOSED = 2, 3, 4
 local LIVE, FINISHED, FENCED = 1, 2, 3
+local CLASS = 2
+local STATUS_LIVE = 1
 local MAX_BLOCK_BYTES = 1048576
 local MAX_SESSIONS = 1000
 local MAX_REJECTIONS = 4096
 local MAX_UNPACKED = 2000 -- an even number; Lua's unpack breaks near 4000
+local HEAD_BYTES = 22
+local CURSOR = '>I4I8Bc16I2'
+local CURSOR_BYTES = 31
+local AFTER_TOKEN = 30 -- where the count of rejections begins
 
 local function refuse(reason)
   return redis.error_reply('PLI ' .. reason)
+end
+
+-- The prefix that all keys of the shard of `key` share; nil when it is not called `name`.
+local function tag_of(key, name)
+  return string.match(key or '', '^({.+%.%d+}:)' .. name .. '$')
+end
+
+local function whole(text)
+  local number = tonumber(text)
+  if number and number >= 0 and number == math.floor(number) and number < 2 ^ 53 then return number end
+  return nil
 end
 
 local function now_ms()
@@ -47,7 +70,7 @@ local function opened(verdict, opening, seats, cursor, displaced)
   local durable, state, tail = 0, LIVE, struct.pack('>I2', 0)
   if cursor then
     durable, state = struct.unpack('>I8B', cursor, 5)
-    tail = string.sub(cursor, 14)
+    tail = string.sub(cursor, AFTER_TOKEN)
   end
   return struct.pack('>BI4I8BI2B', verdict, opening, durable, state, seats, displaced) .. tail
 end
@@ -57,170 +80,199 @@ local function verdict_only(verdict)
 end
 
 -- One code. Returns the reply entry; writes head and cursors when it opens anew.
-local function open_one(keys, phase, fresh, admit, node, pseudonym, writer, token)
-  local registered = redis.call('HGET', keys.registry, pseudonym)
-  local found = redis.call('HMGET', keys.cursors, pseudonym, pseudonym .. writer)
+local function open_one(names, phase, fresh, admit, pseudonym, writer, token)
+  local registered = redis.call('HGET', names.registry, pseudonym)
+  local found = redis.call('HMGET', names.cursors, pseudonym, pseudonym .. writer)
   local head, cursor = found[1], found[2]
+  local kind, seats, status = 0, 0, 0
+  if registered then kind, seats, status = struct.unpack('>BI2B', registered) end
   if phase == PHASE_CLOSED then
-    if registered and head and cursor then
-      return opened(READ_ONLY, (struct.unpack('>I4', cursor)), 0, cursor, 0)
+    if status == STATUS_LIVE and cursor then
+      return opened(READ_ONLY, (struct.unpack('>I4', cursor)), seats, cursor, 0)
     end
     return verdict_only(CLOSED)
   end
   if phase ~= PHASE_OPEN and phase ~= PHASE_CLOSING then return verdict_only(NOT_OPEN) end
-  if not registered then return verdict_only(REFUSED) end
-  local kind, seats, status = struct.unpack('>BI2B', registered)
-  if status ~= 1 then return verdict_only(REFUSED) end
+  if status ~= STATUS_LIVE then return verdict_only(REFUSED) end
   if not head then
     if phase == PHASE_CLOSING then return verdict_only(CLOSED) end
     if not admit then return verdict_only(FULL) end
-    if not fresh then return verdict_only(STALE) end
-    head = struct.pack('>I4c16c16BB', 1, writer, token, LIVE, kind)
-    cursor = struct.pack('>I4I8BI2', 1, 0, LIVE, 0)
-    redis.call('HSET', keys.cursors, pseudonym, head, pseudonym .. writer, cursor)
-    return opened(OPENED, 1, seats, cursor, 0)
+    head = struct.pack('>I4c16BB', 0, writer, LIVE, kind)
   end
-  local opening, current, last_token, state = struct.unpack('>I4c16c16B', head)
-  if state == FINISHED then
-    if current ~= writer then return verdict_only(REFUSED) end
-    return opened(READ_ONLY, opening, seats, cursor, 0)
-  end
-  if last_token == token and current == writer then
-    return opened(OPENED, opening, seats, cursor, 0)
+  local opening, current, state = struct.unpack('>I4c16B', head)
+  if state == FINISHED and current ~= writer then return verdict_only(REFUSED) end
+  if cursor then
+    local mine, _, cursor_state, last_token = struct.unpack(CURSOR, cursor)
+    if cursor_state == FINISHED then return opened(READ_ONLY, mine, seats, cursor, 0) end
+    if cursor_state == LIVE and last_token == token then return opened(OPENED, mine, seats, cursor, 0) end
   end
   if not fresh then return verdict_only(STALE) end
   local displaced = 0
   local changed = {}
-  if current ~= writer then
+  if current ~= writer and kind ~= CLASS then
     displaced = 1
-    local older = redis.call('HGET', keys.cursors, pseudonym .. current)
+    local older = redis.call('HGET', names.cursors, pseudonym .. current)
     if older then
       changed[1] = pseudonym .. current
       changed[2] = string.sub(older, 1, 12) .. struct.pack('>B', FENCED) .. string.sub(older, 14)
     end
   end
   opening = opening + 1
-  if cursor then
-    cursor = struct.pack('>I4', opening) .. string.sub(cursor, 5, 12) .. struct.pack('>B', LIVE)
-      .. string.sub(cursor, 14)
-  else
-    cursor = struct.pack('>I4I8BI2', opening, 0, LIVE, 0)
-  end
+  local durable, tail = string.rep('\0', 8), struct.pack('>I2', 0)
+  if cursor then durable, tail = string.sub(cursor, 5, 12), string.sub(cursor, AFTER_TOKEN) end
+  cursor = struct.pack('>I4', opening) .. durable .. struct.pack('>Bc16', LIVE, token) .. tail
   changed[#changed + 1] = pseudonym .. writer
   changed[#changed + 1] = cursor
   changed[#changed + 1] = pseudonym
-  changed[#changed + 1] = struct.pack('>I4c16c16BB', opening, writer, token, LIVE, kind)
-  redis.call('HSET', keys.cursors, unpack(changed))
-  redis.call('PUBLISH', keys.superseded, pseudonym .. struct.pack('>I4', opening) .. node)
+  changed[#changed + 1] = struct.pack('>I4c16BB', opening, writer, LIVE, kind)
+  redis.call('HSET', names.cursors, unpack(changed))
+  if opening > 1 then
+    redis.call('PUBLISH', names.superseded, pseudonym .. struct.pack('>I4', opening) .. writer)
+  end
   return opened(OPENED, opening, seats, cursor, displaced)
 end
 
--- KEYS: window, cursors, registry, calls. ARGV: channel, node id (16), call number, valid until (ms),
--- '1' where codes without a cursor are let in, entries, each pseudonym 16 | writer 16 | token 16.
+-- KEYS: cursors. ARGV: node id (16), call number, valid until (ms), '1' where codes without a cursor are
+-- let in, entries, each pseudonym 16 | writer 16 | token 16.
 -- Calls of one node are numbered: a late copy of an older call opens nothing any more, and one that
 -- arrives after its time neither. Reply: phase, then one entry per code.
 local function open_session(keys, args)
-  local channel, node, number, valid_until = args[1], args[2], tonumber(args[3]), tonumber(args[4])
-  local admit, entries = args[5] == '1', args[6]
-  if #node ~= 16 or not number or not valid_until or #entries % 48 ~= 0 then return refuse('MALFORMED') end
+  local tag = tag_of(keys[1], 'cursors')
+  local node, number, valid_until, entries = args[1], whole(args[2]), whole(args[3]), args[5]
+  if not tag or not entries or #node ~= 16 or not number or not valid_until or #entries % 48 ~= 0 then
+    return refuse('MALFORMED')
+  end
   if #entries > 48 * MAX_SESSIONS then return refuse('TOO_LARGE') end
+  local names = { cursors = keys[1], registry = tag .. 'registry', superseded = tag .. 'superseded' }
   local now = now_ms()
-  local phase = phase_now(keys[1], now)
-  local last = tonumber(redis.call('HGET', keys[4], node) or 0)
-  redis.call('HLEN', keys[2])
-  redis.call('HLEN', keys[3])
+  local phase = phase_now(tag .. 'window', now)
+  local last = tonumber(redis.call('HGET', tag .. 'calls', node) or 0)
+  redis.call('HLEN', names.cursors)
+  redis.call('HLEN', names.registry)
   if number < last then return refuse('STALE') end
   local fresh = number > last and now <= valid_until
-  if fresh then redis.call('HSET', keys[4], node, number) end
-  local names = { cursors = keys[2], registry = keys[3], superseded = channel }
+  if fresh then redis.call('HSET', tag .. 'calls', node, number) end
   local reply = { phase }
   for at = 1, #entries, 48 do
-    reply[#reply + 1] = open_one(names, phase, fresh, admit, node, string.sub(entries, at, at + 15),
+    reply[#reply + 1] = open_one(names, phase, fresh, args[4] == '1', string.sub(entries, at, at + 15),
       string.sub(entries, at + 16, at + 31), string.sub(entries, at + 32, at + 47))
   end
   return reply
 end
 
--- Takes the entries of a commit apart and judges each against its cursor. Returns the list of
--- superseded entries (numbers from 0), or what to write, or the reason of a refusal.
-local function judge(cursors, entries, count)
-  local fields, parsed, at = {}, {}, 1
+-- The entries of a commit, taken apart; nil when they are not what they must be.
+local function parse(entries, count)
+  local parsed, seen, at = {}, {}, 1
   for index = 1, count do
-    if at + 56 > #entries then return nil, nil, 'MALFORMED' end
-    local pseudonym, writer, opening, first, last, finish, rejected, receipt_bytes
-    pseudonym, writer, opening, first, last, finish, rejected, receipt_bytes, at =
-      struct.unpack('>c16c16I4I8I8BI2H', entries, at)
-    local tail = string.sub(entries, at, at + 9 * rejected - 1)
+    if at + 56 > #entries then return nil end
+    local entry = {}
+    local rejected, receipt_bytes
+    entry.pseudonym, entry.writer, entry.opening, entry.first, entry.last, entry.finish, rejected, receipt_bytes, at =
+      struct.unpack('>c16c16I4I8I8BI2I2', entries, at)
+    entry.rejected = rejected
+    entry.rejections = string.sub(entries, at, at + 9 * rejected - 1)
     at = at + 9 * rejected
-    local receipt = string.sub(entries, at, at + receipt_bytes - 1)
+    entry.receipt = string.sub(entries, at, at + receipt_bytes - 1)
     at = at + receipt_bytes
-    parsed[index] = { pseudonym, writer, opening, first, last, finish, rejected, tail, receipt }
-    fields[index] = pseudonym .. writer
+    entry.field = entry.pseudonym .. entry.writer
+    if entry.last < entry.first or seen[entry.field] or (entry.finish ~= 1 and receipt_bytes > 0) then return nil end
+    seen[entry.field] = true
+    parsed[index] = entry
   end
-  if at ~= #entries + 1 then return nil, nil, 'MALFORMED' end
+  if at ~= #entries + 1 then return nil end
+  return parsed
+end
+
+-- The opening that won over an entry's; 0 when none did and the entry is out of step with its cursor
+-- (two streams under one token, a store that was restored): its session must open again.
+local function winner(entry, head, cursor)
+  local won = 0
+  if cursor then won = struct.unpack('>I4', cursor) end
+  if head and #head == HEAD_BYTES and struct.unpack('B', head, HEAD_BYTES) ~= CLASS then
+    won = struct.unpack('>I4', head)
+  end
+  if won > entry.opening then return won end
+  return 0
+end
+
+-- Judges each entry against its cursor. Returns the refused ones as pairs (number from 0, winning
+-- opening), and what to write; or nil and the reason why the whole block is refused.
+local function judge(cursors, parsed)
+  local fields = {}
+  for index, entry in ipairs(parsed) do fields[index] = entry.field end
   local found = redis.call('HMGET', cursors, unpack(fields))
-  local superseded, writes = {}, {}
-  for index = 1, count do
-    local entry, cursor = parsed[index], found[index]
+  local refused, writes = {}, {}
+  for index, entry in ipairs(parsed) do
+    local cursor = found[index]
     local current = false
     if cursor then
-      local opening, durable, state, n = struct.unpack('>I4I8BI2', cursor)
-      if opening == entry[3] and state == LIVE then
-        current = true
-        if entry[4] ~= durable + 1 or entry[5] < entry[4] then return nil, nil, 'GAP' end
-        if n + entry[7] > MAX_REJECTIONS then return nil, nil, 'REJECTIONS' end
-        local tail = entry[8]
-        if n > 0 then tail = string.sub(cursor, 16, 15 + 9 * n) .. tail end
-        local after = LIVE
-        if entry[6] == 1 then after = FINISHED end
-        writes[#writes + 1] = fields[index]
-        writes[#writes + 1] = struct.pack('>I4I8BI2', entry[3], entry[5], after, n + entry[7]) .. tail .. entry[9]
-        if entry[6] == 1 then
-          local head = redis.call('HGET', cursors, entry[1])
-          if not head or #head ~= 38 then return nil, nil, 'MALFORMED' end
-          writes[#writes + 1] = entry[1]
-          writes[#writes + 1] = string.sub(head, 1, 36) .. struct.pack('>B', FINISHED) .. string.sub(head, 38)
+      if #cursor < CURSOR_BYTES then return nil, 'CURSOR' end
+      local opening, durable, state, token, n = struct.unpack(CURSOR, cursor)
+      current = opening == entry.opening and state == LIVE and entry.first == durable + 1
+        and n + entry.rejected <= MAX_REJECTIONS
+      if current then
+        local after = entry.finish == 1 and FINISHED or LIVE
+        writes[#writes + 1] = entry.field
+        writes[#writes + 1] = struct.pack(CURSOR, opening, entry.last, after, token, n + entry.rejected)
+          .. string.sub(cursor, CURSOR_BYTES + 1, CURSOR_BYTES + 9 * n) .. entry.rejections .. entry.receipt
+      end
+    end
+    if not current or entry.finish == 1 then
+      local head = redis.call('HGET', cursors, entry.pseudonym)
+      if not current then
+        refused[#refused + 1] = index - 1
+        refused[#refused + 1] = winner(entry, head, cursor)
+      else
+        if not head or #head ~= HEAD_BYTES then return nil, 'CURSOR' end
+        if struct.unpack('B', head, HEAD_BYTES) ~= CLASS then
+          writes[#writes + 1] = entry.pseudonym
+          writes[#writes + 1] = string.sub(head, 1, 20) .. struct.pack('>B', FINISHED) .. string.sub(head, 22)
         end
       end
     end
-    if not current then superseded[#superseded + 1] = index - 1 end
   end
-  return superseded, writes, nil
+  return refused, writes
 end
 
--- KEYS: window, epochs, cursors, spool. ARGV: epoch id (16), number, digest (32), block, header or '',
--- number of sessions, their entries (layout in server/store/spool.py).
--- Reply: {'OK'}, {'SUPERSEDED', index …}, {'CLOSED'}; anything else is an error and wrote nothing.
+-- KEYS: cursors. ARGV: epoch id (16), number, digest (32), block, header or '', number of sessions,
+-- their entries (layout in server/store/spool.py).
+-- Reply: {'OK'}, {'CLOSED'}, {'SUPERSEDED', index, winning opening, …}; anything else is an error and
+-- wrote nothing.
 local function commit(keys, args)
-  local epoch, number, digest, block, header = args[1], tonumber(args[2]), args[3], args[4], args[5]
-  local count, entries = tonumber(args[6]), args[7]
-  if #epoch ~= 16 or #digest ~= 32 or not number or not count then return refuse('MALFORMED') end
-  if #block > MAX_BLOCK_BYTES or count > MAX_SESSIONS then return refuse('TOO_LARGE') end
+  local tag = tag_of(keys[1], 'cursors')
+  local epoch, number, digest, block, header = args[1], whole(args[2]), args[3], args[4], args[5]
+  local count, entries = whole(args[6]), args[7]
+  if not tag or not entries or #epoch ~= 16 or #digest ~= 32 or not number or not count or count < 1 then
+    return refuse('MALFORMED')
+  end
+  if #block > MAX_BLOCK_BYTES or #entries > MAX_BLOCK_BYTES or #header > MAX_BLOCK_BYTES or count > MAX_SESSIONS then
+    return refuse('TOO_LARGE')
+  end
+  local epochs, headers, spool = tag .. 'epochs', tag .. 'headers', tag .. 'spool'
   local last, last_digest = 0, nil
-  local known = redis.call('HGET', keys[2], epoch)
+  local known = redis.call('HGET', epochs, epoch)
   if known then last, last_digest = struct.unpack('>I8c32', known) end
   if number == last and digest == last_digest then return { 'OK' } end
   if number ~= last + 1 then return refuse('NUMBER') end
   if (number == 1) ~= (header ~= '') then return refuse('HEADER') end
-  local phase = phase_now(keys[1], now_ms())
+  local phase = phase_now(tag .. 'window', now_ms())
   if phase ~= PHASE_OPEN and phase ~= PHASE_CLOSING then return { 'CLOSED' } end
-  redis.call('XLEN', keys[4])
-  local superseded, writes, fault = judge(keys[3], entries, count)
-  if fault then return refuse(fault) end
-  if #superseded > 0 then
-    local reply = { 'SUPERSEDED' }
-    for _, index in ipairs(superseded) do reply[#reply + 1] = index end
-    return reply
-  end
+  redis.call('XLEN', spool)
+  redis.call('HLEN', headers)
+  local parsed = parse(entries, count)
+  if not parsed then return refuse('MALFORMED') end
+  local refused, writes = judge(keys[1], parsed)
+  if not refused then return refuse(writes) end
+  if #refused > 0 then return { 'SUPERSEDED', unpack(refused) } end
   if header ~= '' then
-    redis.call('XADD', keys[4], '*', 'e', epoch, 'n', number, 'd', digest, 'b', block, 'h', header)
-    redis.call('HSET', keys[2], epoch, struct.pack('>I8c32', number, digest), epoch .. 'h', header)
+    redis.call('HSET', headers, epoch, header)
+    redis.call('XADD', spool, '*', 'e', epoch, 'n', number, 'd', digest, 'b', block, 'h', header)
   else
-    redis.call('XADD', keys[4], '*', 'e', epoch, 'n', number, 'd', digest, 'b', block)
-    redis.call('HSET', keys[2], epoch, struct.pack('>I8c32', number, digest))
+    redis.call('XADD', spool, '*', 'e', epoch, 'n', number, 'd', digest, 'b', block)
   end
+  redis.call('HSET', epochs, epoch, struct.pack('>I8c32', number, digest))
   for at = 1, #writes, MAX_UNPACKED do
-    redis.call('HSET', keys[3], unpack(writes, at, math.min(at + MAX_UNPACKED - 1, #writes)))
+    redis.call('HSET', keys[1], unpack(writes, at, math.min(at + MAX_UNPACKED - 1, #writes)))
   end
   return { 'OK' }
 end
@@ -228,9 +280,11 @@ end
 -- KEYS: window. ARGV: version, phase, opens, closes, grace. The version only rises, a closed window
 -- stays closed, and CLOSED is reached by close_window alone. Reply: the version that holds now.
 local function set_window(keys, args)
-  local version, phase = tonumber(args[1]), tonumber(args[2])
-  local opens, closes, grace = tonumber(args[3]), tonumber(args[4]), tonumber(args[5])
-  if not version or not phase or not opens or not closes or not grace then return refuse('MALFORMED') end
+  local version, phase = whole(args[1]), whole(args[2])
+  if not tag_of(keys[1], 'window') or not version or not phase or not whole(args[3]) or not whole(args[4])
+    or not whole(args[5]) then
+    return refuse('MALFORMED')
+  end
   if phase < 1 or phase > PHASE_CLOSING then return refuse('PHASE') end
   local held = redis.call('HMGET', keys[1], 'version', 'phase')
   local current = tonumber(held[1] or 0)
@@ -240,33 +294,39 @@ local function set_window(keys, args)
   return version
 end
 
--- KEYS: window, epochs, spool, marker. ARGV: version, campaign id, shard. Flips the window for ever and
--- appends the frozen table of epochs (pli/closings.py) as the last entry of the Redis stream.
+-- KEYS: window. ARGV: version. Flips the window for ever and appends the frozen table of epochs
+-- (pli/closings.py) as the last entry of the Redis stream. Reply: {'CLOSED', number of epochs}, with 0
+-- when it was closed before.
 local function close_window(keys, args)
-  local version, campaign, shard = tonumber(args[1]), args[2], tonumber(args[3])
-  if not version or not shard or #campaign > 255 then return refuse('MALFORMED') end
+  local version, tag = whole(args[1]), tag_of(keys[1], 'window')
+  if not version or not tag then return refuse('MALFORMED') end
+  local campaign, shard = string.match(tag, '^{(.+)%.(%d+)}:$')
+  if #campaign > 255 then return refuse('MALFORMED') end
   local held = redis.call('HMGET', keys[1], 'version', 'phase')
   if not held[1] then return refuse('NO_WINDOW') end
   if tonumber(held[2]) == PHASE_CLOSED then return { 'CLOSED', 0 } end
-  local marker = redis.call('GET', keys[4])
+  local marker = redis.call('GET', tag .. 'marker')
   if not marker or #marker ~= 16 then return refuse('NO_MARKER') end
-  redis.call('XLEN', keys[3])
-  local table_of_epochs = redis.call('HGETALL', keys[2])
+  redis.call('XLEN', tag .. 'spool')
+  local table_of_epochs = redis.call('HGETALL', tag .. 'epochs')
   local rows = {}
-  for at = 1, #table_of_epochs, 2 do
-    if #table_of_epochs[at] == 16 then rows[#rows + 1] = table_of_epochs[at] .. table_of_epochs[at + 1] end
-  end
+  for at = 1, #table_of_epochs, 2 do rows[#rows + 1] = table_of_epochs[at] .. table_of_epochs[at + 1] end
   table.sort(rows)
-  local closing = 'PLIC\1' .. struct.pack('>B', #campaign) .. campaign .. struct.pack('>I2', shard) .. marker
+  local closing = 'PLIC\1' .. struct.pack('>B', #campaign) .. campaign .. struct.pack('>I2', tonumber(shard)) .. marker
     .. struct.pack('>I4', #rows) .. table.concat(rows)
   redis.call('HSET', keys[1], 'version', math.max(version, tonumber(held[1])), 'phase', PHASE_CLOSED)
-  redis.call('XADD', keys[3], '*', 'c', closing)
+  redis.call('XADD', tag .. 'spool', '*', 'c', closing)
   return { 'CLOSED', #rows }
 end
 
--- KEYS: spool. ARGV: consumer group, then pairs of entry id and digest. An entry whose digest differs
--- stays. Reply: how many were removed.
+-- KEYS: spool. ARGV: consumer group, then pairs of entry id and digest ('closing' for the frozen table).
+-- An entry whose digest differs stays. Reply: how many were removed.
 local function remove(keys, args)
+  if not tag_of(keys[1], 'spool') or #args % 2 ~= 1 then return refuse('MALFORMED') end
+  for at = 2, #args, 2 do
+    if not string.match(args[at], '^%d+%-%d+$') then return refuse('MALFORMED') end
+  end
+  redis.call('XLEN', keys[1])
   local removed = 0
   for at = 2, #args, 2 do
     local id, digest = args[at], args[at + 1]
@@ -288,6 +348,13 @@ local function remove(keys, args)
   return removed
 end
 
+-- KEYS: spool. Reply: the id of the oldest entry, without its content; false when there is none.
+local function oldest(keys)
+  if not tag_of(keys[1], 'spool') then return refuse('MALFORMED') end
+  local entry = redis.call('XRANGE', keys[1], '-', '+', 'COUNT', 1)[1]
+  return entry and entry[1]
+end
+
 redis.register_function('pli_open_session', open_session)
 redis.register_function('pli_commit', commit)
 -- The same step where the store is at its memory limit: only for blocks without records.
@@ -295,3 +362,4 @@ redis.register_function{ function_name = 'pli_commit_rejections', callback = com
 redis.register_function{ function_name = 'pli_set_window', callback = set_window, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'pli_close_window', callback = close_window, flags = { 'allow-oom' } }
 redis.register_function{ function_name = 'pli_remove', callback = remove, flags = { 'allow-oom' } }
+redis.register_function{ function_name = 'pli_oldest', callback = oldest, flags = { 'no-writes' } }

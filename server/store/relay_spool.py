@@ -97,8 +97,8 @@ class RelaySpool:
         return int(await asked(self._call("FCALL", "pli_remove", 1, self.keys.spool, GROUP, *pairs))) if pairs else 0
 
     async def header(self, epoch_id: bytes) -> bytes:
-        """An epoch's header, from the table of epochs; empty when unknown."""
-        return bytes(await asked(self._call("HGET", self.keys.epochs, epoch_id + b"h")) or b"")
+        """An epoch's header, as it was first committed; empty when unknown."""
+        return bytes(await asked(self._call("HGET", self.keys.headers, epoch_id)) or b"")
 
     async def facts(self) -> ShardFacts:
         """Marker, window and length of the shard."""
@@ -109,8 +109,8 @@ class RelaySpool:
 
     async def oldest_ms(self) -> int | None:
         """When the oldest waiting entry was written, by the store's clock; None when none waits."""
-        reply = await asked(self._call("XRANGE", self.keys.spool, "-", "+", "COUNT", 1))
-        return int(bytes(reply[0][0]).split(b"-")[0]) if reply else None
+        entry_id = await asked(self._call("FCALL", "pli_oldest", 1, self.keys.spool))
+        return int(bytes(entry_id).split(b"-")[0]) if entry_id else None
 
     async def adopt(self, marker: bytes) -> bytes:
         """Gives a store without identity one; returns the one it has."""
@@ -144,13 +144,7 @@ class RelaySpool:
 
     async def close_window(self, version: int) -> None:
         """Flips the shard for ever and appends its frozen table of epochs; harmless when repeated."""
-        keys = self.keys
-        await asked(
-            self._call(
-                "FCALL", "pli_close_window", 4, keys.window, keys.epochs, keys.spool, keys.marker,
-                version, keys.campaign_id, keys.shard,
-            )
-        )  # fmt: skip
+        await asked(self._call("FCALL", "pli_close_window", 1, self.keys.window, version))
 
     async def enrolments(self) -> dict[bytes, bytes]:
         """Requests of nodes that have no answer yet: key id → SignedEnrolment."""

@@ -21,7 +21,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from pli.config import read_secret_file
 from pli.errors import ConfigError, IntegrityError, SpoolUnavailable, SpoolUnsafe
-from pli.pseudonym import PSEUDONYM_BYTES
 from server.config import SpoolSettings
 from server.store.keys import ShardKeys
 
@@ -36,6 +35,7 @@ rejection (seq u64, reason u8), then the receipt."""
 
 REJECTION = Struct(">QB")
 _OPENED = Struct(">BIQBHBH")
+_SUPERSEDED = Struct(">16sI16s")
 OPENED, READ_ONLY, REFUSED, CLOSED, NOT_OPEN, STALE, FULL = range(7)
 """Verdicts of an opening, as in pli.lua."""
 
@@ -79,14 +79,21 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The verdict. `superseded` are positions of sessions whose opening is no longer current."""
+    """The verdict; where it names sessions, or is closed, nothing was written.
+
+    `superseded` maps positions of sessions that may not commit to the opening that won over theirs, 0
+    where none did and the session is out of step with the spool.
+    """
 
     closed: bool
-    superseded: list[int]
+    superseded: dict[int, int]
 
 
-def connect(settings: SpoolSettings, *, timeout_ms: int | None = None, connections: int = 4) -> Redis:
+def connect(settings: SpoolSettings, *, connections: int, waits: bool = False) -> Redis:
     """A client with few long-lived connections and no retries of its own.
+
+    At most `connections` calls at a time; one more fails at once. With `waits` a reply may take for
+    ever, as on a connection that is subscribed.
 
     Raises:
         ConfigError: the URL is not one, or the password file is open to others.
@@ -94,7 +101,7 @@ def connect(settings: SpoolSettings, *, timeout_ms: int | None = None, connectio
     password = None
     if settings.password_file is not None:
         password = read_secret_file(settings.password_file).reveal().decode().strip()
-    seconds = (settings.timeout_ms if timeout_ms is None else timeout_ms) / 1000
+    seconds = settings.timeout_ms / 1000
     options: dict[str, Any] = {}
     if settings.authority_file is not None:
         options["ssl_ca_certs"] = str(settings.authority_file)
@@ -103,7 +110,7 @@ def connect(settings: SpoolSettings, *, timeout_ms: int | None = None, connectio
             settings.url,
             username=settings.username or None,
             password=password,
-            socket_timeout=seconds,
+            socket_timeout=None if waits else seconds,
             socket_connect_timeout=seconds,
             retry=Retry(NoBackoff(), 0),
             max_connections=connections,
@@ -163,8 +170,8 @@ class IngestSpool:
         keys = self.keys
         reply = await asked(
             self._call(
-                "FCALL", "pli_open_session", 4, keys.window, keys.cursors, keys.registry, keys.calls,
-                keys.superseded, node_id, number, valid_until_ms, int(admit_new), b"".join(entries),
+                "FCALL", "pli_open_session", 1, keys.cursors,
+                node_id, number, valid_until_ms, int(admit_new), b"".join(entries),
             )
         )  # fmt: skip
         return int(reply[0]), [_opened(entry) for entry in reply[1:]]
@@ -175,13 +182,12 @@ class IngestSpool:
         name = "pli_commit" if block.records else "pli_commit_rejections"
         reply = await asked(
             self._call(
-                "FCALL", name, 4, keys.window, keys.epochs, keys.cursors, keys.spool,
-                block.epoch_id, block.number, block.digest, block.block, block.header,
+                "FCALL", name, 1, keys.cursors, block.epoch_id, block.number, block.digest, block.block, block.header,
                 block.session_count, block.entries,
             )
         )  # fmt: skip
         verdict = bytes(reply[0])
-        return Committed(verdict == b"CLOSED", [int(index) for index in reply[1:]])
+        return Committed(verdict == b"CLOSED", dict(zip(reply[1::2], reply[2::2], strict=True)))
 
 
 def _opened(entry: bytes) -> OpenedSession:
@@ -191,6 +197,13 @@ def _opened(entry: bytes) -> OpenedSession:
     return OpenedSession(verdict, opening, durable, state, seats, bool(displaced), rejected, entry[end:])
 
 
-def superseded_message(raw: bytes) -> tuple[bytes, int]:
-    """Pseudonym and winning opening in a message of the `superseded` channel."""
-    return raw[:PSEUDONYM_BYTES], int.from_bytes(raw[PSEUDONYM_BYTES : PSEUDONYM_BYTES + 4], "big")
+def superseded_message(raw: bytes) -> tuple[bytes, int, bytes]:
+    """Pseudonym, winning opening and its writer in a message of the `superseded` channel.
+
+    Raises:
+        IntegrityError: another message than pli.lua publishes.
+    """
+    if len(raw) != _SUPERSEDED.size:
+        raise IntegrityError("a message on the superseded channel is not one of ours")
+    pseudonym, opening, writer = _SUPERSEDED.unpack(raw)
+    return pseudonym, opening, writer

@@ -1,0 +1,1 @@
+"""The benchmark suite: ratios from one run, never absolute times. See docs/benchmarks.md."""

@@ -1,0 +1,1 @@
+"""Composition root of the vault: wires clock, randomness, keys and database, and runs."""
