@@ -102,8 +102,26 @@ class Outcome:
         return asdict(self)
 
 
+class CountingLedger(LedgerWriter):
+    """A ledger that knows how far all its writers have come."""
+
+    def __init__(self, path: Path, campaign_id: str, key: Secret) -> None:
+        super().__init__(path, campaign_id, key)
+        self._durable: dict[bytes, int] = {}
+        self.settled = 0
+        """Messages that the platform said are settled, over all writers."""
+
+    def acked(self, writer: bytes, durable_seq: int) -> None:
+        """Writes the line, then counts."""
+        super().acked(writer, durable_seq)
+        before = self._durable.get(writer, 0)
+        if durable_seq > before:
+            self._durable[writer] = durable_seq
+            self.settled += durable_seq - before
+
+
 class Rehearsal:
-    """One run. `run` does everything; `before_close` lets a test strike while answers are on their way."""
+    """One run. `run` does everything; `during_sessions` lets a test strike while answers are on their way."""
 
     def __init__(
         self,
@@ -111,20 +129,20 @@ class Rehearsal:
         on_phase: Callable[[str], None],
         on_progress: Callable[[Attendance, int], None],
         on_trouble: Callable[[str], None],
-        before_close: Callable[[Rehearsal], Awaitable[None]] | None = None,
         during_sessions: Callable[[Rehearsal], Awaitable[None]] | None = None,
     ) -> None:
         self._options = options
         self._on_phase = on_phase
         self._on_progress = on_progress
         self._on_trouble = on_trouble
-        self._before_close = before_close
         self._during_sessions = during_sessions
         self._started = 0.0
         self._phase: tuple[str, float] | None = None
         self.outcome = Outcome()
         self.services: Services | None = None
         self.deployment: Deployment | None = None
+        self.ledger: CountingLedger | None = None
+        self.answers_expected = 0
 
     async def run(self) -> Outcome:
         """Runs the campaign from the roster to the results.
@@ -144,6 +162,10 @@ class Rehearsal:
         self._end_phase()
         self.outcome.seconds = round(time.monotonic() - self._started, 3)
         return self.outcome
+
+    def pid(self, service: str) -> int:
+        """The process id of a running service."""
+        return self._services().pid(service)
 
     def _services(self) -> Services:
         if self.services is None:
@@ -178,8 +200,6 @@ class Rehearsal:
         key = Secret(os.urandom(LEDGER_KEY_BYTES))
         write_secret_file(self._options.out / "ledger.key", key.reveal())
         attendance = await self._answer(answers, codes, key)
-        if self._before_close is not None:
-            await self._before_close(self)
         self._begin("close")
         await office.close_window()
         closed = await office.until(lambda found: found.state == DRAINED, self._options.drain_seconds)
@@ -195,7 +215,8 @@ class Rehearsal:
         options = self._options
         if self.deployment is None:
             raise StateError("this rehearsal has no platform yet")
-        ledger = LedgerWriter(options.out / "ledger.txt", options.campaign_id, key)
+        self.answers_expected = sum(map(len, answers.values()))
+        self.ledger = ledger = CountingLedger(options.out / "ledger.txt", options.campaign_id, key)
         classroom = Classroom(
             client_options(self.deployment),
             read_public_part(options.files.instrument, options.names["instrument"]),

@@ -11,15 +11,33 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from pli.config import read_secret_file
 from pli.epochs import node_key_id
-from pli.errors import ConfigError
+from pli.errors import ConfigError, Forbidden
 from pli.hpke import PrivateKey
-from pli.identity import identity_of
+from pli.identity import Peer, identity_of
 from pli.ingest.v1.ingest_pb2 import Receipt, ReceiptBody
 from pli.pseudonym import PREFIX_BYTES
 from pli.rpc.roles import INGEST
 from pli.signing import ENROLMENT, RECEIPT, sign_as_node
 from pli.tls import TlsFiles, read_file
 from pli.vault.v1.bundle_pb2 import NodeEnrolment, SignedEnrolment
+
+
+def certificate_of(files: TlsFiles, role: str) -> tuple[x509.Certificate, Peer]:
+    """A process's own certificate, and who it says the process is.
+
+    Raises:
+        ConfigError: unreadable, or of another role.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(read_file(files.certificate_file))
+        peer = identity_of(certificate)
+    except ValueError as error:
+        raise ConfigError(f"{files.certificate_file} is not a readable PEM certificate") from error
+    except Forbidden as error:
+        raise ConfigError(f"{files.certificate_file}: {error.message}") from error
+    if peer.role != role:
+        raise ConfigError(f"{files.certificate_file} has role {peer.role}; this process needs role {role}")
+    return certificate, peer
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -37,18 +55,17 @@ class NodeIdentity:
         """Reads certificate and key.
 
         Raises:
-            ConfigError: unreadable, not ECDSA, or not of role ingest.
+            ConfigError: unreadable, not ECDSA, not a pair, or not of role ingest.
         """
+        certificate, peer = certificate_of(files, INGEST)
         try:
-            certificate = x509.load_pem_x509_certificate(read_file(files.certificate_file))
             key = load_pem_private_key(read_secret_file(files.key_file).reveal(), None)
         except ValueError as error:
-            raise ConfigError(f"{files.certificate_file} or {files.key_file} is not readable PEM") from error
+            raise ConfigError(f"{files.key_file} is not a readable PEM key") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ConfigError(f"{files.key_file} must hold an ECDSA P-256 key")
-        peer = identity_of(certificate)
-        if peer.role != INGEST:
-            raise ConfigError(f"{files.certificate_file} has role {peer.role}; a node needs role {INGEST}")
+        if key.public_key() != certificate.public_key():
+            raise ConfigError(f"{files.key_file} is not the key of {files.certificate_file}")
         return cls(
             peer.name,
             certificate.public_bytes(Encoding.DER),

@@ -56,6 +56,11 @@ def campaign_counts(connection: Connection, campaign_id: str) -> CampaignCounts:
     return counts
 
 
+def landed_blocks(connection: Connection, campaign_id: str) -> int:
+    """Blocks in the landing log: the position that the next one will get."""
+    return campaign_counts(connection, campaign_id).landed_blocks
+
+
 def accounted(counts: CampaignCounts) -> int:
     """Records whose fate settlement has decided; equal to `counts.landed` once all is settled."""
     return counts.settled + counts.duplicate + counts.conflict + counts.quarantined

@@ -93,7 +93,7 @@ def _open_shards(shards: list[Shard], closings: dict[int, Closing]) -> Iterator[
             yield f"shard {shard.shard}: the relay has another store than the one that was adopted; restore that one"
         if not shard.closed:
             yield f"shard {shard.shard}: it has not closed yet"
-        if False:
+        if shard.blocks_waiting:
             yield f"shard {shard.shard}: entries waiting in the spool for the relay: {shard.blocks_waiting}"
         if closing is None:
             yield f"shard {shard.shard}: its frozen table of epochs has not landed"

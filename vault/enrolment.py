@@ -48,6 +48,8 @@ def verify_node_certificate(
         Forbidden: not a certificate of an ingest node that these authorities have issued, or not valid.
         IntegrityError: its extensions are not readable.
     """
+    if not authorities:
+        raise Forbidden("no authority of nodes is enrolled for this campaign")
     policy = PolicyBuilder().store(Store(list(authorities))).time(moment).max_chain_depth(_NO_INTERMEDIATES)
     try:
         policy.build_client_verifier().verify(certificate, [])

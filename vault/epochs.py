@@ -11,10 +11,10 @@ from cryptography import x509
 from sqlalchemy import Connection, select
 
 from pli.epochs import EpochHeader, read_header
-from pli.errors import IntegrityError, PliError
+from pli.errors import IntegrityError, PliError, VaultLocked
 from pli.hpke import key_id
 from vault.enrolment import verify_node_certificate
-from vault.keyring import AnswerKeys
+from vault.keyring import AnswerKeys, KeyRing
 from vault.opening import OpeningEpoch
 from vault.store.landing_tables import EPOCH_HEADERS
 
@@ -117,6 +117,18 @@ class OpenEpochs:
         with self._lock:
             self._keys = None
             self._epochs.clear()
+
+    def forget_if_locked(self, keyring: KeyRing, keys: AnswerKeys) -> None:
+        """`forget`, unless these keys are unlocked still: called by work that has put epochs here.
+
+        Whatever was under way while the answers were locked may have put some after `forget`.
+        """
+        try:
+            unlocked = keyring.answers(keys.campaign_id) is keys
+        except VaultLocked:
+            unlocked = False
+        if not unlocked:
+            self.forget()
 
     def _bind(self, keys: AnswerKeys) -> None:
         # One campaign's keys at a time: a vault that serves several interleaves them rarely.

@@ -90,11 +90,16 @@ class Landing:
         async with self._places:
             keys = self._keyring.answers(request.campaign_id)
             loop = asyncio.get_running_loop()
-            examined = await loop.run_in_executor(self._opener, self._examine, request, keys)
-            receipt = await self._database.write(lambda connection: self._store(connection, request, examined, keys))
-            # Only now are the headers on disk: a key kept earlier would let blocks land without theirs.
-            for epoch in examined.epochs.values():
-                self._epochs.put(keys, epoch)
+            try:
+                examined = await loop.run_in_executor(self._opener, self._examine, request, keys)
+                receipt = await self._database.write(
+                    lambda connection: self._store(connection, request, examined, keys)
+                )
+                # Only now are the headers on disk: a key kept earlier would let blocks land without theirs.
+                for epoch in examined.epochs.values():
+                    self._epochs.put(keys, epoch)
+            finally:
+                self._epochs.forget_if_locked(self._keyring, keys)
         return DepositResponse(receipt=receipt)
 
     def close(self) -> None:

@@ -50,8 +50,6 @@ An opened record as settlement groups and stores it (vault/scripts.py says which
 """
 
 _PREFIX = Struct(">BI")
-_READERS = (SECTION.unpack_from, RECORD.unpack_from)
-_SIZES = (SECTION.size, RECORD.size)
 _SHAPE = "a block's counts do not fit its length"
 
 
@@ -113,8 +111,9 @@ class OpeningEpoch:
         context, sections, records, at = self._tagged(raw)
         end, seen, seq = len(raw) - TAG_BYTES, 0, 0
         decrypt, shared = self._aes.decrypt, self._context
-        read_section, read_record, section_bytes, record_bytes = *_READERS, *_SIZES
-        pack_nonce, pack_place, read_prefix, prefix_bytes = NONCE.pack, PLACE.pack, _PREFIX.unpack_from, _PREFIX.size
+        read_section, read_record, read_prefix = SECTION.unpack_from, RECORD.unpack_from, _PREFIX.unpack_from
+        section_bytes, record_bytes, prefix_bytes = SECTION.size, RECORD.size, _PREFIX.size
+        pack_nonce, pack_place = NONCE.pack, PLACE.pack
         try:
             for _ in range(sections):
                 pseudonym, writer, opening, count = read_section(raw, at)
@@ -153,8 +152,9 @@ class OpeningEpoch:
         context, sections, _, at = self._tagged(raw)
         seq = 0
         decrypt, shared, find, pack_entry = self._aes.decrypt, self._context, entries.get, ENTRY.pack
-        read_section, read_record, section_bytes, record_bytes = *_READERS, *_SIZES
-        pack_nonce, pack_place, read_prefix, prefix_bytes = NONCE.pack, PLACE.pack, _PREFIX.unpack_from, _PREFIX.size
+        read_section, read_record, read_prefix = SECTION.unpack_from, RECORD.unpack_from, _PREFIX.unpack_from
+        section_bytes, record_bytes, prefix_bytes = SECTION.size, RECORD.size, _PREFIX.size
+        pack_nonce, pack_place = NONCE.pack, PLACE.pack
         try:
             for _ in range(sections):
                 pseudonym, writer, opening, count = read_section(raw, at)
@@ -180,9 +180,7 @@ class OpeningEpoch:
                     after = prefix_bytes + size
                     if not 1 <= kind <= 3 or after > len(plaintext):
                         raise _impossible(seq, context)
-                    found.append(
-                        pack_entry(opening, seat, kind, writer, seq, size) + plaintext[prefix_bytes:after]
-                    )
+                    found.append(pack_entry(opening, seat, kind, writer, seq, size) + plaintext[prefix_bytes:after])
         except InvalidTag as error:
             raise _not_here(seq, context) from error
         except struct_error as error:

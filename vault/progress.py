@@ -3,6 +3,10 @@
 Progress is a set of block numbers per epoch (1 … contiguous, and extras beyond a gap), never a row id:
 rows may become visible in another order than their ids. A run fixes its targets when it begins, so
 that a run that was cut off ends with the same blocks in every partition.
+
+Every partition of a run walks over all blocks of the run, so a run is bounded too: a campaign of many
+runs costs a walk per run, not a walk over everything per partition. A run takes blocks in the order
+they landed, because the answers of one pupil land within the hour: few scripts are touched twice.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from struct import pack, unpack
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
 from vault.store.landing_tables import (
     LANDED_BLOCKS,
@@ -20,6 +24,9 @@ from vault.store.landing_tables import (
     SETTLEMENT_PROGRESS,
     SETTLEMENT_RUNS,
 )
+
+ROWS_AT_ONCE = 1_000
+"""Rows of the log (some hundred bytes each) read at one time."""
 
 BLOCKS_AT_ONCE = 64
 """Blocks (1 MiB each at most) read into memory at one time."""
@@ -42,15 +49,12 @@ class Numbers:
         """The extras in ascending order, 8 bytes each."""
         return pack(f">{len(self.extras)}Q", *sorted(self.extras))
 
-    @classmethod
-    def of(cls, numbers: Iterable[int]) -> Numbers:
-        """The set of these numbers (each at least 1)."""
-        left = set(numbers)
-        contiguous = 0
+    def with_more(self, numbers: Iterable[int]) -> Numbers:
+        """This set and these numbers (each at least 1)."""
+        left, contiguous = self.extras.union(numbers), self.contiguous
         while contiguous + 1 in left:
             contiguous += 1
-            left.discard(contiguous)
-        return cls(contiguous, frozenset(left))
+        return Numbers(contiguous, frozenset(number for number in left if number > contiguous))
 
     @classmethod
     def read(cls, contiguous: int, packed: bytes) -> Numbers:
@@ -78,59 +82,85 @@ def last_run(connection: Connection, campaign_id: str) -> Run:
     return Run(0, 0, 0) if row is None else Run(row.run, row.partitions, row.next_partition)
 
 
-def begin_run(connection: Connection, campaign_id: str, partition_records: int) -> Run | None:
-    """Fixes what a new run settles: everything landed and not settled. None if there is nothing.
+def begin_run(connection: Connection, campaign_id: str, below: int, run_records: int, partitions: int) -> bool:
+    """Fixes what a new run settles. False if there is nothing to settle.
 
-    `partition_records` is how many records a partition should hold at most, on average.
+    It takes blocks at positions below `below`, as many as have `run_records` records together (at least
+    one block), and the conflicts that no run has taken. `partitions` is into how many parts a full run
+    is divided; a smaller one has fewer.
     """
-    numbers = _open_targets(connection, campaign_id)
     last = last_run(connection, campaign_id)
-    taken = connection.execute(
-        update(LANDING_CONFLICTS)
-        .where(LANDING_CONFLICTS.c.campaign_id == campaign_id, LANDING_CONFLICTS.c.run == 0)
-        .values(run=last.number + 1)
-    ).rowcount
-    if not numbers and not taken:
-        return None
-    records = _records_due(connection, campaign_id, numbers)
-    run = Run(last.number + 1, max(1, -(-records // partition_records)), 0)
-    content = {"run": run.number, "partitions": run.partitions, "next_partition": 0}
+    chosen, records = _choose(connection, campaign_id, below, run_records)
+    _write_targets(connection, campaign_id, chosen)
+    conflicts = LANDING_CONFLICTS.c
+    unsettled = (conflicts.campaign_id == campaign_id, conflicts.run == 0)
+    beside = connection.execute(select(func.sum(conflicts.records)).where(*unsettled)).scalar_one()
+    connection.execute(update(LANDING_CONFLICTS).where(*unsettled).values(run=last.number + 1))
+    if not chosen and beside is None:
+        return False
+    due = records + (beside or 0)
+    content = {
+        "run": last.number + 1,
+        "partitions": max(1, -(-due * partitions // run_records)),
+        "next_partition": 0,
+    }
     if last.number == 0:
         connection.execute(insert(SETTLEMENT_RUNS), {"campaign_id": campaign_id, **content})
     else:
         connection.execute(
             update(SETTLEMENT_RUNS).where(SETTLEMENT_RUNS.c.campaign_id == campaign_id).values(**content)
         )
-    return run
+    return True
 
 
-def _open_targets(connection: Connection, campaign_id: str) -> list[bytes]:
-    """Sets targets to what has landed; returns the epochs whose targets exceed what is settled."""
+@dataclass(slots=True)
+class _Epoch:
+    """What a new run takes of one epoch; `is_new` before any of it was settled."""
+
+    shard: int
+    settled: Numbers
+    is_new: bool
+    numbers: list[int]
+
+
+def _choose(connection: Connection, campaign_id: str, below: int, run_records: int) -> tuple[dict[bytes, _Epoch], int]:
+    """Blocks that are not settled, in the order they landed; and how many records they hold."""
     log, progress = LANDING_LOG.c, SETTLEMENT_PROGRESS.c
-    landed = connection.execute(
-        select(log.epoch_id, func.min(log.shard), func.count())
-        .where(log.campaign_id == campaign_id)
-        .group_by(log.epoch_id)
-    ).all()
-    settled = {
-        row.epoch_id: Numbers.read(row.contiguous, row.extras)
-        for row in connection.execute(
-            select(progress.epoch_id, progress.contiguous, progress.extras).where(progress.campaign_id == campaign_id)
+    rows = connection.execute(
+        select(log.epoch_id, log.number, log.records, log.shard, progress.contiguous, progress.extras)
+        .outerjoin(
+            SETTLEMENT_PROGRESS,
+            and_(progress.campaign_id == log.campaign_id, progress.epoch_id == log.epoch_id),
         )
-    }
-    changed: list[bytes] = []
-    for epoch_id, shard, count in landed:
-        known = settled.get(epoch_id)
-        if known is not None and len(known) == count:
-            continue
-        target = Numbers.of(
-            connection.execute(
-                select(log.number).where(log.campaign_id == campaign_id, log.epoch_id == epoch_id)
-            ).scalars()
+        .where(
+            log.campaign_id == campaign_id,
+            log.position < below,
+            log.number > func.coalesce(progress.contiguous, 0),
         )
-        _write_target(connection, campaign_id, epoch_id, shard, target, is_new=known is None)
-        changed.append(epoch_id)
-    return changed
+        .order_by(log.position),
+        execution_options={"yield_per": ROWS_AT_ONCE},
+    )
+    chosen: dict[bytes, _Epoch] = {}
+    records = 0
+    for row in rows:
+        if chosen and records + row.records > run_records:
+            break
+        epoch = chosen.get(row.epoch_id)
+        if epoch is None:
+            settled = Numbers.read(row.contiguous or 0, row.extras or b"")
+            epoch = _Epoch(row.shard, settled, row.contiguous is None, [])
+        if row.number not in epoch.settled:
+            chosen[row.epoch_id] = epoch
+            epoch.numbers.append(row.number)
+            records += row.records
+    return chosen, records
+
+
+def _write_targets(connection: Connection, campaign_id: str, chosen: dict[bytes, _Epoch]) -> None:
+    """Targets become what is settled (as they are between runs), and what was chosen."""
+    for epoch_id, epoch in chosen.items():
+        target = epoch.settled.with_more(epoch.numbers)
+        _write_target(connection, campaign_id, epoch_id, epoch.shard, target, is_new=epoch.is_new)
 
 
 def _write_target(
@@ -146,13 +176,6 @@ def _write_target(
         .where(SETTLEMENT_PROGRESS.c.campaign_id == campaign_id, SETTLEMENT_PROGRESS.c.epoch_id == epoch_id)
         .values(**content)
     )
-
-
-def _records_due(connection: Connection, campaign_id: str, epochs: list[bytes]) -> int:
-    # Epochs that are settled in part count whole: this only chooses the number of partitions.
-    log = LANDING_LOG.c
-    by_epoch = select(func.sum(log.records)).where(log.campaign_id == campaign_id, log.epoch_id == bindparam("epoch"))
-    return sum(connection.execute(by_epoch, {"epoch": epoch_id}).scalar_one() for epoch_id in epochs)
 
 
 def due_blocks(connection: Connection, campaign_id: str, run: Run) -> Iterator[tuple[bytes, bytes]]:

@@ -40,13 +40,13 @@ async def score_due(database: Database, keyring: KeyRing, campaign_id: str) -> N
         StateError: there are scripts to score, and no instrument.
         IntegrityError: a stored script was altered.
     """
-    scorer, after = None, b""
-    while pseudonyms := await database.read(lambda connection: _due(connection, campaign_id, after)):
-        if scorer is None:
-            keys = keyring.answers(campaign_id)
-            scorer = Scorer(await database.read(lambda connection: current_instrument(connection, keys)))
-        await _score_portion(database, keyring.answers(campaign_id), scorer, pseudonyms)
-        after = pseudonyms[-1]
+    pseudonyms = await database.read(lambda connection: _due(connection, campaign_id, b""))
+    if not pseudonyms:
+        return
+    keys = keyring.answers(campaign_id)
+    scorer = Scorer(await database.read(lambda connection: current_instrument(connection, keys)))
+    while pseudonyms:
+        pseudonyms = await _score_portion(database, keyring.answers(campaign_id), scorer, pseudonyms)
 
 
 def is_scored(connection: Connection, campaign_id: str) -> bool:
@@ -69,9 +69,17 @@ def load_results(connection: Connection, keys: AnswerKeys, pseudonyms: Sequence[
     return {pseudonym: _read(keys.rows.open(RESULTS.name, pseudonym, sealed)) for pseudonym, sealed in rows}
 
 
-async def _score_portion(database: Database, keys: AnswerKeys, scorer: Scorer, pseudonyms: Sequence[bytes]) -> None:
-    rows = await database.read(lambda connection: _score(connection, keys, scorer, pseudonyms))
+async def _score_portion(
+    database: Database, keys: AnswerKeys, scorer: Scorer, pseudonyms: Sequence[bytes]
+) -> Sequence[bytes]:
+    """Scores these scripts and stores their results; returns what is due next."""
+
+    def score(connection: Connection) -> tuple[list[dict[str, Any]], Sequence[bytes]]:
+        return _score(connection, keys, scorer, pseudonyms), _due(connection, keys.campaign_id, pseudonyms[-1])
+
+    rows, next_ones = await database.read(score)
     await database.write(lambda connection: connection.execute(_PUT_RESULTS, rows))
+    return next_ones
 
 
 def _score(

@@ -40,14 +40,12 @@ def load_scripts(connection: Connection, keys: AnswerKeys, pseudonyms: Sequence[
     if not rows:
         return {}
     conflicts = SCRIPT_CONFLICTS.c
-    sealed_losers = {
-        pseudonym: sealed
-        for pseudonym, sealed in connection.execute(
-            select(conflicts.pseudonym, conflicts.sealed).where(
-                conflicts.campaign_id == campaign_id, conflicts.pseudonym.in_(pseudonyms)
-            )
+    beside = connection.execute(
+        select(conflicts.pseudonym, conflicts.sealed).where(
+            conflicts.campaign_id == campaign_id, conflicts.pseudonym.in_(pseudonyms)
         )
-    }
+    )
+    sealed_losers = {row.pseudonym: row.sealed for row in beside}
     found: dict[bytes, StoredScript] = {}
     for row in rows:
         kept = split(keys.rows.open(SCRIPTS.name, row.pseudonym, row.sealed))

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from struct import Struct
 from struct import error as struct_error
 
@@ -69,10 +70,10 @@ NOTHING = Script([], [], 0, 0, 0)
 
 def merge(old: Script, new: Sequence[bytes]) -> Script:
     """The union of a script and more entries, copies among them allowed."""
-    by_place = {entry[PLACE]: entry for entry in new}
-    losers: list[bytes] = []
-    if old.kept or len(by_place) < len(new):
-        by_place, losers = _union([*old.kept, *old.losers, *new])
+    by_place = {entry[PLACE]: entry for entry in chain(old.kept, new)}
+    losers = old.losers
+    if len(by_place) < len(old.kept) + len(new):
+        by_place, losers = _union(chain(old.kept, old.losers, new))
     kept = [by_place[place] for place in sorted(by_place)]
     agree, differ, finishes = _digests(kept)
     return Script(kept, losers, len(kept) - finishes, agree, differ)
@@ -90,10 +91,14 @@ def _union(entries: Iterable[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
     winners: dict[bytes, bytes] = {}
     losers: list[bytes] = []
     for place_key in sorted(contents):
-        ranked = sorted(contents[place_key].items(), key=lambda item: sha256(item[0]).digest())
+        ranked = sorted(contents[place_key].items(), key=_rank_of_content)
         winners[place_key] = ranked[0][1]
         losers += [entry for _, entry in ranked[1:]]
     return winners, losers
+
+
+def _rank_of_content(item: tuple[bytes, bytes]) -> bytes:
+    return sha256(item[0]).digest()
 
 
 def _digests(kept: list[bytes]) -> tuple[int, int, int]:

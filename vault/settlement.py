@@ -1,10 +1,11 @@
 """Settlement: from landed blocks to one script per pseudonym, then to results.
 
-A run takes everything that has landed and is not settled. It goes through the pseudonyms in
-partitions, so that memory stays bounded however many there are: per partition it walks over all due
-blocks, opens the records of that partition alone (each record is opened once in a run), merges them
-into the scripts, and stores scripts, counts and the step to the next partition in one transaction. A
-run that was cut off goes on at the partition that is due; nothing is lost and nothing counted twice.
+A run takes a bounded number of blocks that have landed and are not settled (vault/progress.py). It
+goes through the pseudonyms in partitions, so that memory stays bounded however many there are: per
+partition it walks over the run's blocks, opens the records of that partition alone (each record is
+opened once), merges them into the scripts, and stores scripts, counts and the step to the next
+partition in one transaction. A run that was cut off goes on at the partition that is due; nothing is
+lost and nothing counted twice.
 
 Only settlement writes scripts. Merging reads them outside the writing transaction, so that deposits
 go on meanwhile; a second process that settles the same campaign finds its partition already stored and
@@ -21,7 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, text, update
 
 from pli.errors import IntegrityError, StateError
-from vault.counts import accounted, campaign_counts, landed_records, scripts_stored
+from vault.counts import accounted, campaign_counts, landed_blocks, landed_records, scripts_stored
 from vault.epochs import OpenEpochs
 from vault.keyring import AnswerKeys, KeyRing
 from vault.progress import Run, advance, begin_run, due_blocks, forget_progress, last_run
@@ -34,6 +35,12 @@ from vault.store.landing_tables import RESULTS, SCRIPT_CONFLICTS, SCRIPTS, SETTL
 
 PARTITION_RECORDS = 1_000_000
 """About 150 MB while such a partition is merged."""
+
+RUN_PARTITIONS = 2
+"""Of a full run. More of them walk over the run's blocks more often; fewer make the runs smaller, so
+that scripts are touched by more of them. Both cost about the same here."""
+
+_TWO_VAULTS = "another process settles campaign {}; let one vault do it"
 
 _PUT_SCRIPTS = text(
     "INSERT INTO scripts (campaign_id, pseudonym, version, records, answers, digests_agree, digests_differ, sealed) "
@@ -104,8 +111,10 @@ class Settlement:
         """
         async with self._one:
             self._keyring.answers(campaign_id)
-            while (run := await self._database.write(lambda c: self._due(c, campaign_id))) is not None:
-                await self._run_partition(campaign_id, run)
+            below = await self._database.read(lambda connection: landed_blocks(connection, campaign_id))
+            await self._go_on(campaign_id)
+            while await self._database.write(lambda connection: self._begin(connection, campaign_id, below)):
+                await self._go_on(campaign_id)
             await score_due(self._database, self._keyring, campaign_id)
             await self._database.read(lambda connection: _check(connection, campaign_id))
 
@@ -116,15 +125,34 @@ class Settlement:
             await self._database.write(lambda connection: _forget(connection, campaign_id))
         await self.settle(campaign_id)
 
-    def _due(self, connection: Connection, campaign_id: str) -> Run | None:
-        run = last_run(connection, campaign_id)
-        return begin_run(connection, campaign_id, self._partition_records) if run.ended else run
+    def _begin(self, connection: Connection, campaign_id: str, below: int) -> bool:
+        if not last_run(connection, campaign_id).ended:
+            raise StateError(_TWO_VAULTS.format(campaign_id))
+        return begin_run(connection, campaign_id, below, RUN_PARTITIONS * self._partition_records, RUN_PARTITIONS)
 
-    async def _run_partition(self, campaign_id: str, run: Run) -> None:
-        keys = self._keyring.answers(campaign_id)
-        merged = await self._database.read(lambda connection: self._merge(connection, keys, run))
-        await self._database.write(lambda connection: _store(connection, campaign_id, run, merged))
-        self._on_stored(campaign_id, run.next_partition)
+    async def _go_on(self, campaign_id: str) -> None:
+        """Does what is left of the last run, partition by partition."""
+        while not (run := await self._database.read(lambda connection: last_run(connection, campaign_id))).ended:
+            merged = await self._merged(self._keyring.answers(campaign_id), run)
+            await self._store(campaign_id, run, merged)
+            self._on_stored(campaign_id, run.next_partition)
+
+    async def _merged(self, keys: AnswerKeys, run: Run) -> _Merged:
+        try:
+            return await self._database.read(lambda connection: self._merge(connection, keys, run))
+        finally:
+            self._epochs.forget_if_locked(self._keyring, keys)
+
+    async def _store(self, campaign_id: str, run: Run, merged: _Merged) -> None:
+        writing = asyncio.ensure_future(
+            self._database.write(lambda connection: _store(connection, campaign_id, run, merged))
+        )
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The next to settle must find this partition either stored or not begun.
+            await writing
+            raise
 
     def _merge(self, connection: Connection, keys: AnswerKeys, run: Run) -> _Merged:
         low, high = bounds(run.next_partition, run.partitions)
@@ -146,6 +174,8 @@ class Settlement:
     ) -> dict[bytes, list[bytes]]:
         entries: dict[bytes, list[bytes]] = {}
         for epoch_id, raw in due_blocks(connection, keys.campaign_id, run):
+            # Locking ends a merge that is under way: nothing of it is stored.
+            self._keyring.answers(keys.campaign_id)
             epoch = self._epochs.find(connection, keys, epoch_id)
             if epoch is None:
                 raise IntegrityError(f"the header of epoch {epoch_id.hex()} is gone; restore the vault's database")
@@ -209,7 +239,7 @@ def _merge_script(
 
 def _store(connection: Connection, campaign_id: str, run: Run, merged: _Merged) -> None:
     if not advance(connection, campaign_id, run):
-        raise StateError(f"another process settles campaign {campaign_id}; let one vault do it")
+        raise StateError(_TWO_VAULTS.format(campaign_id))
     if merged.scripts:
         connection.execute(_PUT_SCRIPTS, merged.scripts)
     if merged.conflicts:

@@ -146,6 +146,9 @@ async def _fail(method: str, context: Context, error: Exception) -> NoReturn:
         frame = frame.tb_next
     place = f"{frame.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.tb_lineno}" if frame else ""
     log.error("call_failed", method=method, error=type(error).__name__, place=place)
+    if isinstance(error, NotImplementedError):
+        # What generated servicers raise, as the health service does for List.
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server does not have the method")
     await refuse(context, PliError("internal error; the server's log names its place"))
 
 

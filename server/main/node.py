@@ -36,6 +36,8 @@ from server.store.spool import connect
 
 log = structlog.get_logger()
 
+WORKER_MODULE = "server.main.worker"
+
 RESTART_PAUSE_SECONDS = 0.5
 """A worker that dies at once must not eat the machine; half a second is short for its pupils."""
 
@@ -59,7 +61,7 @@ class Supervisor:
         """Runs worker `index`, again and again."""
         while not self._stopping:
             worker = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "server.main.worker", "--config", str(self._config),
+                sys.executable, "-m", WORKER_MODULE, "--config", str(self._config),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
             self._workers[index] = worker

@@ -11,11 +11,14 @@ import typer
 import uvloop
 
 from pli.config import load
+from pli.errors import ConfigError
 from pli.process import configure_logging, die_with_parent, exclusive, exit_with_reason, say_ready, stop_event
 from pli.rpc.client import channel
+from pli.rpc.roles import RELAY
 from pli.tls import client_credentials, read_file
 from pli.vault.v1.deposit_pb2_grpc import DepositServiceStub
 from server.config import RelaySettings
+from server.identity import certificate_of
 from server.main.common import ConfigFile, pinned_vault_key, place_of
 from server.relay import Relay
 from server.store.keys import ShardKeys
@@ -29,6 +32,9 @@ async def serve(settings: RelaySettings) -> None:
     """Runs until SIGTERM."""
     stop = stop_event()
     vault_key = pinned_vault_key(settings.vault_signing_key_file)
+    _, peer = certificate_of(settings.tls, RELAY)
+    if peer.name != settings.name:
+        raise ConfigError(f"{settings.tls.certificate_file} is for relay {peer.name}, `name` says {settings.name}")
     credentials = client_credentials(read_file(settings.tls.authority_file), settings.tls)
     # A read that waits for blocks holds its connection: one per shard, and one for the exchange with the vault.
     redis = connect(settings.spool, connections=settings.shards + 2)

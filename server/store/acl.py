@@ -2,7 +2,10 @@
 
 An ingest node cannot read blocks back, change the window, the registry or the bundle, or remove
 anything; a relay cannot write cursors; nobody may change the server's settings; the default user is off.
-The server checks the same rights inside the Functions.
+
+The keys decide who may call which Function: a call needs the right to read and to write the key that it
+names, which is `cursors` for a node's Functions and `window` or `spool` for a relay's. Inside a Function
+the server checks the caller's rights again for every command.
 """
 
 from __future__ import annotations
@@ -11,18 +14,17 @@ from hashlib import sha256
 
 from pli.secret import Secret
 
-_COMMON = "+ping +hello +auth +client|setinfo +client|setname +select +info +time +config|get +function|list"
+_COMMON = "+ping +hello +auth +client|setname +select +info +time +config|get +function|list"
 _INGEST = (
     "resetchannels &*:superseded -@all "
     "%R~{*}:window %R~{*}:registry %R~{*}:marker %R~{*}:bundle %R~{*}:loaded %R~{*}:enrolled "
     "%W~{*}:spool ~{*}:cursors ~{*}:epochs ~{*}:headers ~{*}:calls ~{*}:enrolments ~{*}:status "
-    "+fcall|pli_open_session +fcall|pli_commit +fcall|pli_commit_rejections "
-    "+hget +hmget +hset +hgetall +hlen +hdel +get +xadd +xlen +publish +subscribe +unsubscribe"
+    "+fcall +hget +hmget +hset +hgetall +hlen +hdel +get +xadd +xlen +publish +subscribe +unsubscribe"
 )
 _RELAY = (
     "resetchannels -@all %R~{*}:cursors %R~{*}:epochs %R~{*}:headers ~{*}:spool ~{*}:window ~{*}:marker "
     "~{*}:registry ~{*}:bundle ~{*}:loaded ~{*}:enrolments ~{*}:enrolled ~{*}:status "
-    "+fcall|pli_set_window +fcall|pli_close_window +fcall|pli_remove +fcall|pli_oldest +function|load "
+    "+fcall +function|load "
     "+xgroup|create +xreadgroup +xautoclaim +xpending +xack +xdel +xadd +xlen +xrange "
     "+get +set +hset +hget +hmget +hgetall +hlen +hdel"
 )

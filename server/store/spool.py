@@ -15,8 +15,8 @@ from typing import Any, TypeVar, cast
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from pli.config import read_secret_file
@@ -114,6 +114,8 @@ def connect(settings: SpoolSettings, *, connections: int, waits: bool = False) -
             socket_connect_timeout=seconds,
             retry=Retry(NoBackoff(), 0),
             max_connections=connections,
+            # Redis 7.0 does not know CLIENT SETINFO, and no user of ours needs it.
+            driver_info=None,
             **options,
         )
     except ValueError as error:
@@ -133,6 +135,8 @@ async def asked(call: Awaitable[T]) -> T:
     except OutOfMemoryError as error:
         raise SpoolFull("the spool is at its memory limit") from error
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+        if any(isinstance(each, AuthenticationError | ResponseError) for each in (error, error.__cause__)):
+            raise SpoolUnsafe("the spool refuses this user: check username and password_file") from error
         raise SpoolUnavailable(f"the spool does not answer ({type(error).__name__})") from error
     except ResponseError as error:
         text = str(error)

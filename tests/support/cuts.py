@@ -5,7 +5,7 @@
         proxy.plan(Cut(after_bytes=90, direction=TO_CLIENT, how=BLACK_HOLE))
         ... clients use proxy.address; connections beyond the plans pass untouched
 
-`await proxy.reset_all()` breaks whatever is open now; `proxy.hold()` and `proxy.release()` stop and let
+`proxy.reset_all()` breaks whatever is open now; `proxy.hold()` and `proxy.release()` stop and let
 go all bytes in both directions, as a dead line does that comes back.
 """
 
@@ -16,10 +16,10 @@ import contextlib
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 TO_SERVER: Final = "to the server"
 TO_CLIENT: Final = "to the client"
@@ -51,7 +51,9 @@ class Cut:
 class _Pipe:
     """One proxied connection."""
 
-    def __init__(self, proxy: CuttingProxy, cut: Cut, client: asyncio.StreamWriter, server: asyncio.StreamWriter):
+    def __init__(
+        self, proxy: CuttingProxy, cut: Cut, client: asyncio.StreamWriter, server: asyncio.StreamWriter
+    ) -> None:
         self._proxy = proxy
         self._cut = cut
         self._writers = (client, server)
@@ -115,6 +117,8 @@ class CuttingProxy:
         self.struck = asyncio.Event()
         """Set by each cut that happened; clear it to wait for the next."""
         self.connections = 0
+        self.refused = 0
+        """Connections that found nobody behind the proxy, or were open at the end."""
         self.address = ""
 
     def plan(self, *cuts: Cut) -> None:
@@ -133,7 +137,7 @@ class CuttingProxy:
         """Everything held passes."""
         self.flowing.set()
 
-    async def reset_all(self) -> int:
+    def reset_all(self) -> int:
         """Resets every open connection; how many there were."""
         pipes = list(self._pipes)
         for pipe in pipes:
@@ -157,9 +161,9 @@ class CuttingProxy:
                     )
                 finally:
                     self._pipes.discard(pipe)
-        except (ConnectionError, asyncio.CancelledError):
-            # Nobody listens behind the proxy, or the test is over.
-            pass
+        except (OSError, asyncio.CancelledError):
+            # Nobody listens behind the proxy, or the test is over: either way this connection ends.
+            self.refused += 1
         finally:
             self._tasks.discard(task)
             writer.transport.abort()
@@ -189,9 +193,7 @@ class CuttingProxy:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _quietly(carrying: asyncio.Future[None] | object) -> None:
+async def _quietly(carrying: Coroutine[Any, Any, None]) -> None:
     """A direction whose peer is gone has ended."""
-    try:
-        await carrying  # type: ignore[misc]  # a coroutine
-    except (ConnectionError, OSError):
-        pass
+    with contextlib.suppress(OSError):
+        await carrying

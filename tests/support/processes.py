@@ -22,9 +22,19 @@ _BOUND_TO_US = (
 
 
 class Child:
-    """One child process. Start it from the main thread: it dies with the thread that started it."""
+    """One child process; `log` takes its stderr, and its stdout too unless it `says_ready` there.
 
-    def __init__(self, arguments: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> None:
+    Start it from the main thread: it dies with the thread that started it.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        says_ready: bool = True,
+    ) -> None:
         self.arguments = list(arguments)
         self.log = log
         self.facts: dict[str, Any] = {}
@@ -33,20 +43,22 @@ class Child:
             self._process = subprocess.Popen(
                 self.arguments,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if says_ready else stderr,
                 stderr=stderr,
                 env=dict(os.environ if environ is None else environ),
             )
 
     @classmethod
-    def module(cls, name: str, *arguments: str, log: Path, environ: Mapping[str, str] | None = None) -> Child:
+    def module(
+        cls, name: str, *arguments: str, log: Path, environ: Mapping[str, str] | None = None, says_ready: bool = True
+    ) -> Child:
         """`python -m name …`, one of pli's processes."""
-        return cls([sys.executable, "-m", name, *arguments], log, environ)
+        return cls([sys.executable, "-m", name, *arguments], log, environ, says_ready=says_ready)
 
     @classmethod
     def program(cls, path: Path, *arguments: str, log: Path) -> Child:
         """A foreign program, which dies with this test run all the same."""
-        return cls([sys.executable, "-c", _BOUND_TO_US, str(path), *arguments], log)
+        return cls([sys.executable, "-c", _BOUND_TO_US, str(path), *arguments], log, says_ready=False)
 
     @property
     def pid(self) -> int:

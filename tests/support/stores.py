@@ -112,7 +112,8 @@ class EmbeddedStore(Store):
                 "max_memory_mb": self.max_memory_mb,
             },
         )
-        return Child.module("server.main.embedded", "--config", str(config), log=self.directory / "store.log")
+        log = self.directory / "store.log"
+        return Child.module("server.main.embedded", "--config", str(config), log=log, says_ready=False)
 
 
 class ProgramStore(Store):

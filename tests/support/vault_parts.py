@@ -45,6 +45,7 @@ class VaultParts:
 
     def __init__(self, directory: Path, *, key_files: bool = True) -> None:
         self.directory = directory
+        self.now_ms = NOW_MS
         self.state_dir = directory / "state"
         self.secret_dirs = (directory / "medium-1", directory / "medium-2")
         self.public_dir = directory / "public"
@@ -56,7 +57,7 @@ class VaultParts:
         self.database = Database(sqlite_engine(self.state_dir / "vault.sqlite3"))
         upgrade(self.database.engine)
         self.keyring = KeyRing()
-        self.audit = Audit(self.database, self.keyring, lambda: NOW_MS)
+        self.audit = Audit(self.database, self.keyring, self.clock_ms)
         self.keystore = Keystore(
             self.state_dir / "keystore",
             SecretCopies(self.secret_dirs, os.urandom),
@@ -66,6 +67,10 @@ class VaultParts:
             argon2=FAST_ARGON2,
             random_bytes=os.urandom,
         )
+
+    def clock_ms(self) -> int:
+        """The time that the test set."""
+        return self.now_ms
 
     def unlock(self) -> None:
         """Both scopes, by their key files."""

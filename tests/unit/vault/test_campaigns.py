@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -54,7 +55,7 @@ async def test_created_again_with_the_same_terms_it_is_found(tmp_path: Path, pem
 
 
 @pytest.mark.parametrize("change", [{"title": "Autre"}, {"rehearsal": True}, {"shards": 4}])
-async def test_other_terms_are_refused_and_change_nothing(tmp_path: Path, pem: str, change: dict[str, object]) -> None:
+async def test_other_terms_are_refused_and_change_nothing(tmp_path: Path, pem: str, change: dict[str, Any]) -> None:
     with vault_parts(tmp_path) as parts:
         parts.unlock()
         await create(parts, terms(pem))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ PUPILS = 12
 
 
 @pytest.fixture
-async def parts(tmp_path: Path) -> Iterator[VaultParts]:
+async def parts(tmp_path: Path) -> AsyncIterator[VaultParts]:
     with vault_parts(tmp_path) as made:
         await made.create()
         yield made
@@ -177,14 +177,16 @@ async def test_the_registry_is_written_and_kept_in_the_order_of_pseudonyms(parts
 
 async def test_the_registry_has_no_row_numbers_at_all(parts: VaultParts) -> None:
     for table in ("registry", "codes", "identities"):
-        with pytest.raises(Exception, match="no such column: rowid"):
-            parts.database.read_now(lambda c, table=table: c.execute(text(f"SELECT rowid FROM {table}")).all())
+        question = text(f"SELECT rowid FROM {table}")
+        with pytest.raises(Exception, match="no such column: rowid"), parts.database.engine.connect() as connection:
+            connection.execute(question)
 
 
 async def test_codes_rows_have_the_form_that_exports_rely_on(parts: VaultParts) -> None:
     parts.import_roster()
     await issue(parts)
-    sealed = parts.database.read_now(lambda c: c.execute(select(CODES.c.sealed).where(CODES.c.ordinal == 3)).scalar_one())
+    fourth = select(CODES.c.sealed).where(CODES.c.ordinal == 3)
+    sealed = parts.database.read_now(lambda connection: connection.execute(fourth).scalar_one())
     content = parts.identities.rows.open("codes", (3).to_bytes(8, "big"), sealed)
     _, pseudonym, code = codes(parts)[3]
     assert content == pseudonym + code.reveal().encode()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pli.errors import Forbidden, IntegrityError, NotFound, PliError, VaultLocked
 from pli.hpke import PrivateKey, key_id
@@ -20,79 +18,13 @@ from pli.pseudonym import pseudonym_of
 from pli.secret import Secret
 from pli.signing import ENROLLED, ENROLMENT, EPOCH, sign_as_node, verify
 from pli.vault.v1.bundle_pb2 import Enrolled, NodeEnrolment, Signed, SignedEnrolment
+from tests.support.issuer import CLIENT, DAY, SERVER, Issuer
 from tests.support.vault_parts import CAMPAIGN, NOW, VaultParts, vault_parts
 from vault.code_issue import issued_codes
 from vault.enrolment import enrol, verify_node_certificate
 from vault.keystore import Scope
 
-DAY = timedelta(days=1)
-CLIENT = ExtendedKeyUsageOID.CLIENT_AUTH
-SERVER = ExtendedKeyUsageOID.SERVER_AUTH
-
-
-@dataclass
-class Issuer:
-    """An authority that issues whatever a test wants."""
-
-    common_name: str = "node authority"
-    key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
-    valid_days: int = 30
-    is_authority: bool = True
-
-    def __post_init__(self) -> None:
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.common_name)])
-        self.certificate = self._certificate(
-            self.name, self.key, [], None, NOW - DAY, NOW + self.valid_days * DAY, is_authority=self.is_authority
-        )
-
-    def issue(
-        self,
-        key: ec.EllipticCurvePrivateKey,
-        *uris: str,
-        usages: Sequence[x509.ObjectIdentifier] | None = (CLIENT,),
-        begins: datetime = NOW - DAY,
-        ends: datetime = NOW + DAY,
-        is_authority: bool = False,
-    ) -> x509.Certificate:
-        """A certificate with these URI SANs, valid a day before and after NOW."""
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "node")])
-        return self._certificate(subject, key, list(uris), usages, begins, ends, is_authority=is_authority)
-
-    def _certificate(
-        self,
-        subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
-        uris: list[str],
-        usages: Sequence[x509.ObjectIdentifier] | None,
-        begins: datetime,
-        ends: datetime,
-        *,
-        is_authority: bool,
-    ) -> x509.Certificate:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self.name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(begins)
-            .not_valid_after(ends)
-            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.KeyUsage(True, False, False, False, False, is_authority, is_authority, False, False), critical=True
-            )
-        )
-        if uris:
-            names = [x509.UniformResourceIdentifier(uri) for uri in uris]
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        if usages is not None:
-            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        return builder.sign(self.key, hashes.SHA256())
-
-
-ISSUER = Issuer()
+ISSUER = Issuer(NOW)
 NODE_KEY = ec.generate_private_key(ec.SECP256R1())
 URI = "spiffe://pli/ingest/node-1"
 GOOD = ISSUER.issue(NODE_KEY, URI)
@@ -106,7 +38,7 @@ def refused(certificate: x509.Certificate, *authorities: x509.Certificate, momen
 
 def test_a_certificate_of_an_enrolled_authority_is_trusted() -> None:
     verify_node_certificate(GOOD, [ISSUER.certificate], NOW)
-    verify_node_certificate(GOOD, [Issuer("another").certificate, ISSUER.certificate], NOW)
+    verify_node_certificate(GOOD, [Issuer(NOW, "another").certificate, ISSUER.certificate], NOW)
     verify_node_certificate(ISSUER.issue(NODE_KEY, URI, usages=(SERVER, CLIENT)), [ISSUER.certificate], NOW)
 
 
@@ -123,31 +55,31 @@ def test_expired_and_not_yet_valid_certificates_are_refused(moment: datetime) ->
 
 
 def test_an_expired_authority_is_refused() -> None:
-    brief = Issuer(valid_days=0)
+    brief = Issuer(NOW, valid_days=0)
     certificate = brief.issue(NODE_KEY, URI)
     refused(certificate, brief.certificate, moment=NOW + timedelta(hours=1))
 
 
 def test_other_authorities_are_refused_even_under_the_same_name() -> None:
-    impostor = Issuer()
+    impostor = Issuer(NOW)
     assert impostor.name == ISSUER.name
     refused(impostor.issue(NODE_KEY, URI))
     refused(GOOD, impostor.certificate)
-    refused(GOOD, Issuer("another").certificate)
+    refused(GOOD, Issuer(NOW, "another").certificate)
 
 
 def test_a_self_signed_certificate_is_refused() -> None:
-    alone = Issuer("node", key=NODE_KEY)
+    alone = Issuer(NOW, "node", key=NODE_KEY)
     refused(alone.issue(NODE_KEY, URI))
 
 
 def test_an_enrolled_certificate_that_is_no_authority_issues_nothing() -> None:
-    leaf = Issuer(is_authority=False)
+    leaf = Issuer(NOW, is_authority=False)
     refused(leaf.issue(NODE_KEY, URI), leaf.certificate)
 
 
 def test_a_certificate_issued_by_a_nodes_own_certificate_is_refused() -> None:
-    middle = Issuer("middle")
+    middle = Issuer(NOW, "middle")
     refused(middle.issue(NODE_KEY, URI), ISSUER.certificate)
 
 
@@ -196,7 +128,7 @@ def test_without_any_authority_nobody_is_trusted() -> None:
 
 
 @pytest.fixture
-async def parts(tmp_path: Path) -> Iterator[VaultParts]:
+async def parts(tmp_path: Path) -> AsyncIterator[VaultParts]:
     with vault_parts(tmp_path) as made:
         authority = tmp_path / "nodes.pem"
         authority.write_bytes(ISSUER.certificate.public_bytes(Encoding.PEM))
@@ -209,6 +141,7 @@ async def parts(tmp_path: Path) -> Iterator[VaultParts]:
 
 
 RECEIVER = PrivateKey.generate()
+ZERO_X25519 = RECEIVER.public_raw[:-32] + bytes(32)
 
 
 def body(**changes: object) -> NodeEnrolment:
@@ -285,16 +218,16 @@ REFUSED: list[tuple[str, Callable[[], SignedEnrolment], type[PliError]]] = [
     ("for no campaign", lambda: request(body(campaign_id="")), NotFound),
     ("in another node's name", lambda: request(body(node_name="node-2")), Forbidden),
     ("of a relay", lambda: request(certificate=ISSUER.issue(NODE_KEY, "spiffe://pli/relay/node-1")), Forbidden),
-    ("of another authority", lambda: request(certificate=Issuer().issue(NODE_KEY, URI)), Forbidden),
+    ("of another authority", lambda: request(certificate=Issuer(NOW).issue(NODE_KEY, URI)), Forbidden),
     ("with a certificate of yesterday", lambda: request(certificate=ISSUER.issue(NODE_KEY, URI, ends=NOW)), Forbidden),
     ("without a key", lambda: request(body(node_public_key=b"")), IntegrityError),
     ("with a short key", lambda: request(body(node_public_key=RECEIVER.public_raw[:-1])), IntegrityError),
     ("with a long key", lambda: request(body(node_public_key=RECEIVER.public_raw + b"x")), IntegrityError),
     ("with an impossible ML-KEM key", lambda: request(body(node_public_key=b"\xff" * 1216)), IntegrityError),
-    ("with a zero X25519 key", lambda: request(body(node_public_key=RECEIVER.public_raw[:-32] + bytes(32))), IntegrityError),
+    ("with a zero X25519 key", lambda: request(body(node_public_key=ZERO_X25519)), IntegrityError),
     ("without certificate", lambda: SignedEnrolment(body=b"", signature=b"", certificate=b""), IntegrityError),
     ("with a certificate that is none", lambda: SignedEnrolment(body=b"", certificate=b"rubbish"), IntegrityError),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("what", "make", "kind"), REFUSED, ids=[what for what, _, _ in REFUSED])

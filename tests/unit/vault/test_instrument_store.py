@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ OTHER = INSTRUMENT.replace(b'version = "2026-a"', b'version = "2026-b"').replace
 
 
 @pytest.fixture
-async def parts(tmp_path: Path) -> Iterator[VaultParts]:
+async def parts(tmp_path: Path) -> AsyncIterator[VaultParts]:
     with vault_parts(tmp_path) as made:
         await made.create()
         yield made

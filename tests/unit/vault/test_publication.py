@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def authority(tmp_path: Path) -> DevelopmentAuthority:
 
 
 @pytest.fixture
-async def parts(tmp_path: Path, authority: DevelopmentAuthority) -> Iterator[VaultParts]:
+async def parts(tmp_path: Path, authority: DevelopmentAuthority) -> AsyncIterator[VaultParts]:
     with vault_parts(tmp_path) as made:
         await made.create(authority, shards=3)
         yield made

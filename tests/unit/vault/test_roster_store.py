@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from vault.store.campaign_tables import IDENTITIES, ROSTERS
 
 
 @pytest.fixture
-async def parts(tmp_path: Path) -> Iterator[VaultParts]:
+async def parts(tmp_path: Path) -> AsyncIterator[VaultParts]:
     with vault_parts(tmp_path) as made:
         await made.create()
         yield made
@@ -39,7 +39,7 @@ async def test_pupils_come_back_as_they_were_in_the_order_of_the_roster(parts: V
 
 async def test_rows_have_the_form_that_exports_rely_on(parts: VaultParts) -> None:
     parts.import_roster()
-    ordinal, sealed = stored(parts)[1]
+    _, sealed = stored(parts)[1]
     content = parts.identities.rows.open("identities", (1).to_bytes(8, "big"), sealed)
     assert dict(zip(COLUMNS, json.loads(content), strict=True)) == {
         "school_id": "0130001A",

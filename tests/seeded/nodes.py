@@ -1,0 +1,13 @@
+"""A node whose workers run another module: what every faulty worker is started by."""
+
+from __future__ import annotations
+
+import typer
+
+import server.main.node as node
+
+
+def run_with_worker(module: str) -> None:
+    """Runs the supervisor, which starts `python -m module` for each worker."""
+    node.WORKER_MODULE = module
+    typer.run(node.main)
