@@ -15,8 +15,6 @@ from stamina.instrumentation import set_on_retry_hooks
 from cli.commands import bench, demo, services, status, up, verify
 from pli.errors import PliError
 
-INTERRUPTED = 130
-
 app = typer.Typer(
     help="pli collects the answers of a national school assessment; only the vault knows whose they are.",
     epilog="Exit codes: 0 done; 1 done, and the answer is bad; 2 wrong input or configuration; "
@@ -46,9 +44,6 @@ def main() -> None:
     except PliError as error:
         print(f"error: {error.message}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

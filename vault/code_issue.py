@@ -96,10 +96,7 @@ def issued_codes(connection: Connection, keys: IdentityKeys) -> Iterator[tuple[i
 
 def _draw(connection: Connection, identities: IdentityKeys, key: Secret, random_bits: Callable[[int], int]) -> _Drawn:
     campaign_id = identities.campaign_id
-    campaign = find(connection, campaign_id)
     without = _without_code(connection, campaign_id)
-    if without and campaign.published:
-        raise StateError(f"campaign {campaign_id} is published, its codes are fixed; make a new campaign")
     if _count(connection, IDENTITIES, campaign_id) == 0:
         raise StateError(f"campaign {campaign_id} has no roster; import one: pli campaign import-roster")
     taken = set(connection.execute(select(REGISTRY.c.pseudonym).where(REGISTRY.c.campaign_id == campaign_id)).scalars())
@@ -131,7 +128,7 @@ def _store(connection: Connection, campaign_id: str, drawn: _Drawn) -> Issued:
     if not drawn.rows:
         return Issued(0, total)
     if find(connection, campaign_id).published:
-        raise StateError(f"campaign {campaign_id} was published at the same time, its codes are fixed")
+        raise StateError(f"campaign {campaign_id} is published, its codes are fixed; make a new campaign")
     shared = {"campaign_id": campaign_id}
     _insert(connection, CODES, ({**shared, "ordinal": ordinal, "sealed": sealed} for ordinal, sealed in drawn.rows))
     entry = {**shared, "kind": PUPIL, "seats": 0, "status": LIVE}

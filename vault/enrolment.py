@@ -105,8 +105,6 @@ def _sealed(keyring: KeyRing, body: NodeEnrolment) -> Enrolled:
         receiver = PublicKey(body.node_public_key)
         info = b"\0".join((PSEUDONYM_KEY_LABEL, body.campaign_id.encode(), receiver.key_id))
         sealed = receiver.encrypt(key.reveal(), info)
-    except ValueError as error:
-        raise IntegrityError("a node's enrolment holds no usable public key; start the node again") from error
     finally:
         key.wipe()
     return Enrolled(campaign_id=body.campaign_id, node_key_id=receiver.key_id, sealed_pseudonym_key=sealed)

@@ -243,7 +243,7 @@ def _store_header(connection: Connection, header: EpochHeader, raw: bytes) -> No
 
 
 def _next_number(connection: Connection) -> int:
-    last = connection.execute(select(RECEIPT_COUNTER.c.last)).scalar_one_or_none()
+    last: int | None = connection.execute(select(RECEIPT_COUNTER.c.last)).scalar_one_or_none()
     if last is None:
         connection.execute(insert(RECEIPT_COUNTER), {"id": 1, "last": 1})
         return 1

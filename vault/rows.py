@@ -41,7 +41,8 @@ class RowCipher:
         """
         try:
             return self._aes.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], self._place(table, row))
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:
+            # ValueError: so short that not even a nonce is left of it.
             raise IntegrityError(
                 f"a row of table {table} does not open: the database was altered or mixed with another"
             ) from error

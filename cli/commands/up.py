@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cli.deployment import Addresses, Deployment
-from cli.interruption import run_until_told
+from cli.interruption import Interrupted, run_until_told
 from cli.office import Office
 from cli.rehearsal import enrol, office_of, open_campaign, start_services, write_private
 from cli.services import Services
@@ -43,8 +43,9 @@ def up(
     addresses = Addresses(pupils=listen, operations=listen_operations, vault=listen_vault)
     try:
         run_until_told(lambda: _serve(directory.resolve(), addresses, workers, pupils, max_memory_mb))
-    except KeyboardInterrupt:
-        print("stopped")
+    except Interrupted as told:
+        # To be told to stop is how this command ends well.
+        raise typer.Exit(0) from told
 
 
 async def _serve(directory: Path, addresses: Addresses, workers: int, pupils: int, max_memory_mb: int) -> None:

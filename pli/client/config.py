@@ -16,11 +16,12 @@ from pydantic import Field, ValidationError
 
 from pli.config import Section
 from pli.errors import ConfigError
-from pli.process import split_address
 from pli.tls import read_file
 
 MAX_CAMPAIGN_BYTES = 64
 """`Open.campaign_id` in protos/pli/ingest/v1/ingest.proto."""
+
+MAX_PORT = 65_535
 
 MIN_KEEPALIVE_MS = 10_000
 """A node cuts off whoever pings more often (`min_ping_interval_ms` of pli/rpc/server.py)."""
@@ -48,8 +49,9 @@ class ClientOptions:
     keeps everything and may open again. Longer than a router takes to restart, short enough that a
     pupil in front of a dead line is told."""
 
-    open_timeout_seconds: float = 30.0
-    """From connecting to `Opened`. A node repeats its own call to the spool for up to 15 s."""
+    open_timeout_seconds: float = 18.0
+    """From connecting to `Opened`. A node repeats its own call to the spool for up to 15 s; and it takes
+    a stream that says nothing for 20 s for one of a broken client, which a slow line must not become."""
 
     stall_timeout_seconds: float = 90.0
     """A stream that says nothing for so long after something was sent is given up. A node with a
@@ -71,8 +73,9 @@ class ClientOptions:
         size = len(self.campaign_id.encode())
         if not 1 <= size <= MAX_CAMPAIGN_BYTES:
             raise ConfigError(f"campaign_id must have 1 to {MAX_CAMPAIGN_BYTES} bytes, has {size}")
-        if self.address:
-            split_address(self.address)
+        host, _, port = self.address.rpartition(":")
+        if self.address and not (host and port.isdecimal() and 0 < int(port) <= MAX_PORT):
+            raise ConfigError(f"{self.address!r} is not an address; write host:port, for example 127.0.0.1:8443")
         for name in (
             "give_up_seconds", "open_timeout_seconds", "stall_timeout_seconds", "backoff_first_ms",
             "backoff_max_ms", "keepalive_timeout_ms",

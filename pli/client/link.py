@@ -1,6 +1,6 @@
 """The link of a queue to the platform: one stream after another until the session is finished.
 
-Numbers in comments are the rules of docs/protocol.md, "Rules for a client".
+Rules are numbered as in docs/protocol.md, section 4.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ class Link:
         if self._resume_at is not None:
             wait = max(0.0, self._resume_at - self._ports.monotonic())
             self._resume_at = None
-        elif isinstance(error, Overloaded) and ended.told:
+        elif isinstance(error, Overloaded) and error.retry_after_ms > 0:
             wait = error.retry_after_ms / 1000
             self._emit(OverloadTold(error.retry_after_ms))
         else:

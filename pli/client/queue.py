@@ -1,7 +1,7 @@
 """The client's queue: what was given, numbered and kept, and what the platform said of it.
 
 It knows no stream. Everything stays until `Finished`, because the platform may go back in time and
-must then be given again what it once had (numbers below are those of docs/protocol.md).
+must then be given again what it once had (docs/protocol.md, rules 5, 6 and 9).
 """
 
 from __future__ import annotations

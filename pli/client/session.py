@@ -144,7 +144,7 @@ class PupilSession:
             self._error, self._error_seen = None, False
             self._link.welcome = False
             self._running = True
-            self._task = asyncio.create_task(self._run())
+            self._task = asyncio.create_task(self._run(self._task))
         await self._until(lambda: self._link.welcome)
 
     async def answer(
@@ -223,8 +223,10 @@ class PupilSession:
             await asyncio.wait({task})
         await self._connection.drop()
 
-    async def _run(self) -> None:
+    async def _run(self, before: asyncio.Task[None] | None) -> None:
         try:
+            if before is not None:
+                await asyncio.wait({before})
             if not self._observed:
                 self._observer.opened(self._queue.writer, self._code)
                 self._observed = True
@@ -234,6 +236,8 @@ class PupilSession:
         finally:
             self._running = False
             self._pulse()
+        # Finished or stopped: nobody waits on this connection any more, and nodes have few to give.
+        await self._connection.drop()
 
     def _may_give(self) -> None:
         self._raise_error()

@@ -18,7 +18,7 @@ from pli.rpc.client import DETAILS, typed
 from pli.tls import client_credentials
 
 MAX_RECEIVE_BYTES = 256 * 1024
-"""An `Opened` that repeats 4 096 rejections, the most a platform keeps, has a quarter of that."""
+"""An `Opened` that repeats 4 096 rejections, the most a spool keeps, has a quarter of that."""
 
 RECONNECT_MAX_MS = 1_000
 """gRPC's own pause between two attempts to connect. It matters for a channel that was handed in: one

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
@@ -89,6 +90,13 @@ class IngestService(IngestServiceServicer):
 
     async def Submit(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]  # coroutine style: context.read and context.write, which the stubs do not model
         """Serves one stream from Open to its end."""
+        try:
+            await self._serve(context)
+        except grpc.aio.InternalError:
+            # The peer vanished in the middle of a read or a write: there is nobody left to answer.
+            return
+
+    async def _serve(self, context: Context) -> None:
         intake = self._ready()
         session = await self._open(intake, await self._first(context), context)
         if session is None:
@@ -153,7 +161,11 @@ class IngestService(IngestServiceServicer):
             intake.counts.went_back += 1
             log.error("spool_went_back", pseudonym_prefix=pseudonym[:PREFIX_BYTES].hex(), shard=shard)
         read_only = verdict.verdict == READ_ONLY
-        await context.write(SubmitResponse(opened=self._opened(intake, verdict, read_only)))
+        try:
+            async with asyncio.timeout(self._limits.open_seconds):
+                await context.write(SubmitResponse(opened=self._opened(intake, verdict, read_only)))
+        except TimeoutError as error:
+            raise StreamViolation("the client does not read what it asked for") from error
         if read_only:
             return None
         return Session(

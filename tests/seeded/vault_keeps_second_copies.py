@@ -1,23 +1,21 @@
-"""Fault: settlement puts a record into its script twice."""
+"""Fault: settlement writes a record into its script twice."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import typer
 
 import vault.main.vault
 import vault.settlement
-from vault.scripts import Script, merge
+from vault.scripts import join
 
 
-def _keeping(old: Script, new: Sequence[bytes]) -> Script:
-    script = merge(old, new)
-    return replace(script, kept=[*script.kept[:1], *script.kept])
+def _twice(entries: Sequence[bytes]) -> bytes:
+    return join([*entries[:1], *entries])
 
 
-vault.settlement.merge = _keeping  # type: ignore[attr-defined]  # the fault
+vault.settlement.join = _twice  # type: ignore[attr-defined]  # the fault
 
 if __name__ == "__main__":
     typer.run(vault.main.vault.main)

@@ -39,18 +39,12 @@ class Issuer:
         begins: datetime | None = None,
         ends: datetime | None = None,
         is_authority: bool = False,
+        extension: x509.ExtensionType | None = None,
     ) -> x509.Certificate:
-        """A certificate with these URI SANs."""
+        """A certificate with these URI SANs, and one more extension if a test wants it."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "node")])
-        return self._certificate(
-            subject,
-            key,
-            list(uris),
-            usages,
-            begins or self.now - DAY,
-            ends or self.now + DAY,
-            is_authority=is_authority,
-        )
+        lifetime = (begins or self.now - DAY, ends or self.now + DAY)
+        return self._certificate(subject, key, list(uris), usages, lifetime, extension, is_authority=is_authority)
 
     def _certificate(
         self,
@@ -59,6 +53,7 @@ class Issuer:
         uris: list[str],
         usages: Sequence[x509.ObjectIdentifier] | None,
         lifetime: tuple[datetime, datetime],
+        extension: x509.ExtensionType | None = None,
         *,
         is_authority: bool,
     ) -> x509.Certificate:
@@ -82,4 +77,6 @@ class Issuer:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         if usages is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        if extension is not None:
+            builder = builder.add_extension(extension, critical=False)
         return builder.sign(self.key, hashes.SHA256())

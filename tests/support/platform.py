@@ -79,6 +79,11 @@ class RunningNode:
     """host:port for processes and people, mTLS."""
     workers: int
 
+    def faults(self) -> list[str]:
+        """What its log says that no client and no store may ever cause: errors of our own."""
+        ours = ("Traceback", "call_failed", "worker_failed", "worker_died", "worker_killed", "epoch_dropped")
+        return [line for line in self.process.output().splitlines() if any(word in line for word in ours)]
+
 
 class Platform:
     """See the module's docstring. All arguments but `directory` have defaults.
@@ -102,7 +107,7 @@ class Platform:
         start_nodes: bool = True,
     ) -> None:
         self.directory = directory
-        self.instrument = instrument
+        self.instrument = PublicInstrument.FromString(instrument.SerializeToString())
         self.vault = PlayedVault(shards=shards)
         self.campaign_id = self.vault.campaign_id
         drawn = make_codes(pupils + len(classes) + revoked)
@@ -159,8 +164,10 @@ class Platform:
     async def aclose(self) -> None:
         """Stops everything that was started. Harmless when repeated."""
         if self._enrolling is not None:
-            self._enrolling.cancel()
-            await asyncio.gather(self._enrolling, return_exceptions=True)
+            # Python 3.11's wait_for, which redis-py uses, may swallow a cancellation: it is repeated.
+            while not self._enrolling.done():
+                self._enrolling.cancel()
+                await asyncio.wait({self._enrolling}, timeout=0.5)
             self._enrolling = None
         await asyncio.gather(*(node.process.stop() for node in self.nodes))
         if self._redis is not None:
@@ -248,7 +255,7 @@ class Platform:
             await self.serving()
         return node
 
-    async def serving(self, seconds: float = 20.0) -> None:
+    async def serving(self, seconds: float = 40.0) -> None:
         """Waits until every worker of every running node takes sessions."""
         wanted = sum(node.workers for node in self.nodes if node.process.status is None)
 
@@ -307,7 +314,7 @@ class Platform:
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
             return int(answer.status)
 
-    async def healthy(self, *, serving: bool, seconds: float = 10.0) -> None:
+    async def healthy(self, *, serving: bool, seconds: float = 30.0) -> None:
         """Waits until the first node says that it serves, or that it does not."""
         wanted = int(health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING)
 

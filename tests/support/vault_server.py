@@ -65,6 +65,7 @@ class VaultServer:
     address: str
     epochs: OpenEpochs
     settlement: Settlement
+    key_service: KeyService
     stack: AsyncExitStack
     _channels: dict[tuple[str, str], grpc.aio.Channel] = field(default_factory=dict)
 
@@ -159,7 +160,7 @@ async def vault_server(directory: Path, knobs: Knobs | None = None) -> AsyncIter
     await server.start()
     try:
         async with AsyncExitStack() as stack:
-            yield VaultServer(parts, authority, f"127.0.0.1:{port}", epochs, settlement, stack)
+            yield VaultServer(parts, authority, f"127.0.0.1:{port}", epochs, settlement, keys, stack)
     finally:
         await server.stop(1)
         await campaigns.finish()

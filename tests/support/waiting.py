@@ -12,7 +12,7 @@ T = TypeVar("T")
 LOOK_EVERY_SECONDS = 0.02
 
 
-async def until(condition: Callable[[], Awaitable[T]], what: str, seconds: float = 20.0) -> T:
+async def until(condition: Callable[[], Awaitable[T]], what: str, seconds: float = 40.0) -> T:
     """The first true value of `condition`.
 
     Raises:

@@ -22,6 +22,7 @@ from pli.client import (
     PupilSession,
     RejectionTold,
     SessionInterrupted,
+    SessionOpened,
     SupersededTold,
 )
 from pli.codes import Code, new_code
@@ -323,10 +324,15 @@ async def test_sessions_survive_the_kill_of_the_store(platform: Platform) -> Non
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_connection_cut_at_any_byte_loses_and_doubles_nothing(platform_of_module: Platform) -> None:
     platform = platform_of_module
-    # The handshake and the first messages take about 3 000 bytes to the client and 1 500 to the server.
+    # A session like this one sends about 2 080 bytes up to Opened and 2 480 in all, and is sent 2 600 and
+    # 3 590: most cuts lie where answers and acks pass.
+    to_server = [*range(1, 2_000, 250), *range(2_000, 2_480, 20)]
+    to_client = [*range(1, 2_500, 250), *range(2_560, 3_560, 40)]
     cuts = [
-        *(Cut(at, TO_SERVER, how) for how in (RESET, CLOSE) for at in range(1, 2_000, 125)),
-        *(Cut(at, TO_CLIENT, how) for how in (RESET, CLOSE) for at in range(1, 3_200, 200)),
+        *(Cut(at, TO_SERVER, RESET) for at in to_server),
+        *(Cut(at, TO_CLIENT, RESET) for at in to_client),
+        *(Cut(at, TO_SERVER, CLOSE) for at in to_server[1::2]),
+        *(Cut(at, TO_CLIENT, CLOSE) for at in to_client[1::2]),
     ]
     codes = platform.codes[: len(cuts)]
     assert len(codes) == len(cuts)
@@ -346,7 +352,7 @@ async def test_a_connection_cut_at_any_byte_loses_and_doubles_nothing(platform_o
         await check_whole(platform, session, code, sent)
 
     await asyncio.gather(*(pupil(code, cut) for code, cut in zip(codes, cuts, strict=True)))
-    assert struck > len(cuts) // 2, "most cuts must have hit the session"
+    assert struck > 0.8 * len(cuts), "most cuts must have hit the session"
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -354,11 +360,11 @@ async def test_a_connection_cut_at_any_byte_loses_and_doubles_nothing(platform_o
     "cut",
     [
         Cut(400, TO_SERVER, BLACK_HOLE),
-        Cut(1_900, TO_SERVER, BLACK_HOLE),
+        Cut(2_300, TO_SERVER, BLACK_HOLE),
         Cut(1_000, TO_CLIENT, BLACK_HOLE),
-        Cut(2_600, TO_CLIENT, BLACK_HOLE),
+        Cut(2_800, TO_CLIENT, BLACK_HOLE),
     ],
-    ids=str,
+    ids=lambda cut: f"after {cut.after_bytes} bytes {cut.direction}",
 )
 async def test_a_line_that_goes_silent_is_left_and_the_session_goes_on(platform_of_module: Platform, cut: Cut) -> None:
     platform, sent = platform_of_module, Sent()
@@ -395,12 +401,13 @@ async def test_a_line_that_is_reset_again_and_again_loses_and_doubles_nothing(pl
     async with proxied(platform) as proxy:
         options = replace(options_of(platform, proxy.address), backoff_max_ms=60)
         async with PupilSession(options, code, observer=sent, on_event=told) as session:
-            for _ in range(12):
+            for resets in range(1, 9):
                 await give(session, 3)
-                proxy.reset_all()
+                assert proxy.reset_all() > 0
                 await give(session, 2)
+                await told.wait_for(SessionOpened, resets + 1)
             await session.finish()
-    assert len(told.of(SessionInterrupted)) >= 3
+    assert len(told.of(SessionInterrupted)) >= 8
     await check_whole(platform, session, code, sent)
     openings = [r.answer.opening for r in await platform.records_of(code) if r.kind == RecordKind.ANSWER]
     assert openings == sorted(openings)

@@ -86,6 +86,17 @@ async def test_what_real_files_look_like_is_taken(vault: VaultServer, name: str,
     assert (await vault.import_roster(file)).pupils == 1, name
 
 
+async def test_two_hundred_thousand_pupils_are_taken_in_one_file(tmp_path: Path) -> None:
+    rows = b"".join(ROW.replace(b"P1", b"P%d" % number) for number in range(200_000))
+    async with vault_server(tmp_path, Knobs(max_roster_bytes=1 << 30)) as vault:
+        vault.parts.unlock()
+        await vault.create()
+        stub = await vault.campaigns()
+        imported = await stub.ImportRoster(roster_requests(HEADER + rows, size=1 << 20))
+        assert (imported.pupils, imported.classes, imported.schools) == (200_000, 1, 1)
+        assert vault.parts.rows_in(IDENTITIES) == 200_000
+
+
 async def test_a_file_full_of_faults_says_the_first_twenty_and_how_many_there_are(vault: VaultServer) -> None:
     rows = [f"S1,École,C1,6e A,P{number},,Zoé,{'é' * 250},F\n".encode() for number in range(500)]
     error = await refusal(vault.import_roster(HEADER + b"".join(rows), file_name="élèves " * 25 + ".csv"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pli.client
 from pli.client.backoff import Backoff
 
@@ -37,3 +40,11 @@ def test_waits_are_drawn_from_zero_to_a_bound_that_doubles_and_stays_at_its_maxi
     assert [backoff.next() for _ in range(5)] == [0.0, 0.5, 0.999 * 2, 1.5, 1.5]
     backoff.reset()
     assert backoff.next() == 0.25
+
+
+def test_an_application_gets_nothing_of_the_services_with_it() -> None:
+    # Client applications run where servers do not: pli.process needs Unix.
+    loaded = "import sys, pli.client; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
+    assert "pli.client" in modules
+    assert {"pli.process", "pli.rpc.server", "server", "vault", "cli"} & set(modules) == set()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pli.canonical import canonical
-from pli.client import SessionInterrupted, SessionObserver, SessionOpened
+from pli.client import RejectionTold, SessionInterrupted, SessionObserver, SessionOpened
 from pli.codes import Code
 from pli.ingest.v1.ingest_pb2 import Rejected, RejectReason
 from pli.ledger import LedgerWriter, code_digest, content_digest, read_ledger
@@ -68,10 +68,12 @@ async def test_an_observer_hears_every_word_in_order_and_every_message_once() ->
         await stream.ack(3)
         await stream.finished(receipt_of(finish))
 
-    async with ScriptedIngest(first, second) as peer, session_of(peer, observer=listener) as session:
+    told = Told()
+    async with ScriptedIngest(first, second) as peer, session_of(peer, observer=listener, on_event=told) as session:
         await session.answer("oen", choice="A")
         await session.answer("one", choice="A")
         await session.finish()
+    assert told.of(RejectionTold) == [RejectionTold(1, UNKNOWN_ITEM)], "the application hears it once"
     heard = [call for call in listener.heard if call[0] != "sent"]
     assert heard == [
         ("opened", CODE.reveal()),

@@ -14,6 +14,7 @@ from h2.events import (
     DataReceived,
     Event,
     ResponseReceived,
+    SettingsAcknowledged,
     StreamEnded,
     StreamReset,
     TrailersReceived,
@@ -39,10 +40,14 @@ class RawCall:
         self.received = b""
         self.over = False
         self.sent_bytes = 0
+        self._agreed = False
 
     async def begin(self, *extra: tuple[str, str]) -> None:
-        """Sends the preface and the headers of a call."""
+        """Sends the preface, agrees on settings (gRPC holds a peer to its limits only then), and begins a call."""
         self._h2.initiate_connection()
+        await self._flush()
+        while not self._agreed and not self.over:
+            await self.read()
         self._h2.send_headers(1, [
             (":method", "POST"), (":scheme", "http"), (":path", SUBMIT), (":authority", "pli"),
             ("content-type", "application/grpc"), ("te", "trailers"), *extra,
@@ -88,6 +93,8 @@ class RawCall:
     def _take(self, event: Event) -> None:
         if isinstance(event, ResponseReceived | TrailersReceived):
             self.headers |= {_text(name): _text(value) for name, value in event.headers}
+        elif isinstance(event, SettingsAcknowledged):
+            self._agreed = True
         elif isinstance(event, DataReceived):
             self.received += event.data
         elif isinstance(event, StreamEnded | StreamReset | ConnectionTerminated):

@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from pli.errors import Forbidden, IntegrityError, NotFound, PliError, VaultLocked
 from pli.hpke import PrivateKey, key_id
@@ -117,6 +117,19 @@ def test_a_certificate_without_names_is_refused() -> None:
 @pytest.mark.parametrize("usages", [None, (SERVER,), (ExtendedKeyUsageOID.CODE_SIGNING,)])
 def test_a_certificate_must_be_for_clients(usages: Sequence[x509.ObjectIdentifier] | None) -> None:
     refused(ISSUER.issue(NODE_KEY, URI, usages=usages))
+
+
+@pytest.mark.parametrize(
+    ("uris", "extension"),
+    [
+        ((URI,), x509.UnrecognizedExtension(ExtensionOID.CERTIFICATE_POLICIES, b"no DER")),
+        # An x400Address beside nothing else: a kind of name that no library reads.
+        ((), x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x30\x04\xa3\x02\x05\x00")),
+    ],
+)
+def test_extensions_that_cannot_be_read_are_refused(uris: tuple[str, ...], extension: x509.ExtensionType) -> None:
+    error = refused(ISSUER.issue(NODE_KEY, *uris, extension=extension))
+    assert isinstance(error, IntegrityError)
 
 
 def test_without_any_authority_nobody_is_trusted() -> None:

@@ -238,6 +238,18 @@ async def test_a_campaign_is_ready_only_when_every_shard_follows_the_order(offic
     assert await office.waiting_for() == ["shard 1: order 1 about the window has not reached it yet"]
 
 
+async def test_a_campaign_whose_shards_follow_an_order_without_the_bundle_is_not_ready(office: Office) -> None:
+    await office.parts.fill()
+    await office.life_cycle.publish(CAMPAIGN, ADMIN)
+    office.sync(follow=False)
+    for shard in office.platform.shards:
+        shard.marker, shard.window_version = bytes((shard.number,)) * 16, 1
+    office.sync(follow=False)
+    await office.life_cycle.tick()
+    assert office.state is DRAFT
+    assert await office.waiting_for() == ["bundle 1 is not loaded in every shard yet; the relay does that"]
+
+
 # Opening
 
 
@@ -517,6 +529,7 @@ async def test_a_close_that_falls_due_while_locked_is_said_and_made_up_for(offic
     office.now_ms = NOW_MS + MINUTE + LATE_GRACE_MS
     await office.life_cycle.tick()
     assert office.state is OPEN
+    assert office.transitions()[-1] == (READY, OPEN, True)
     assert await office.waiting_for() == [
         "an order about the window is due and the answers are locked: pli keys unlock answers"
     ]

@@ -1,0 +1,242 @@
+"""A spool that may lose what it acknowledged, or is not the one known, gets no more answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from time import monotonic
+
+import pytest_asyncio
+
+from pli.errors import Overloaded, PliError, Unavailable
+from pli.ingest.v1.ingest_pb2 import Answer, Choices
+from tests.support.platform import Platform
+from tests.support.raw_session import RawSession
+from tests.support.stores import ProgramStore
+from tests.support.waiting import until
+
+FOUND_WITHIN_SECONDS = 5.0
+LOADED_MACHINE_SECONDS = 5.0
+"""The tests' own machine may be busy with other tests."""
+
+
+@pytest_asyncio.fixture
+async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
+    async with Platform(tmp_path, store_of=ProgramStore) as running:
+        await running.open_window()
+        yield running
+
+
+def administered(platform: Platform) -> ProgramStore:
+    assert isinstance(platform.store, ProgramStore)
+    return platform.store
+
+
+def answer() -> Answer:
+    return Answer(item_id="one", choices=Choices(options=["A"]))
+
+
+async def answered(session: RawSession, option: str = "A") -> None:
+    """One answer, to its ack."""
+    await session.choose(option)
+    await session.acked()
+
+
+async def refused(platform: Platform) -> bool:
+    """Whether new streams are told to come back later."""
+    async with platform.session(platform.codes[-1]) as session:
+        try:
+            await session.open()
+        except Unavailable:
+            return True
+        except PliError:
+            return False
+    return False
+
+
+async def test_settings_that_drift_are_found_within_five_seconds_and_nothing_is_acknowledged(
+    platform: Platform,
+) -> None:
+    store = administered(platform)
+    async with platform.session(platform.codes[0]) as session:
+        await session.open()
+        await answered(session)
+        for name, weak, safe in (
+            ("appendfsync", "everysec", "always"),
+            ("maxmemory-policy", "allkeys-lru", "noeviction"),
+        ):
+            await store.administer("CONFIG SET", name, weak)
+            changed = monotonic()
+            await platform.healthy(serving=False)
+            assert monotonic() - changed < FOUND_WITHIN_SECONDS + LOADED_MACHINE_SECONDS
+            assert await refused(platform)
+            await session.choose("B")
+            before = len(await platform.records())
+            await store.administer("CONFIG SET", name, safe)
+            await session.acked()
+            assert len(await platform.records()) == before + 1, "the answer waited for the safe store"
+            await platform.healthy(serving=True)
+    assert "CONFIG SET appendfsync always" in platform.nodes[0].process.output()
+
+
+async def test_while_the_spool_is_down_nothing_is_acknowledged_and_nothing_is_lost(platform: Platform) -> None:
+    code = platform.codes[0]
+    async with platform.session(code) as session:
+        await session.open()
+        await answered(session)
+        await platform.store.kill()
+        await session.answers(*(answer() for _ in range(10)))
+        reading = asyncio.ensure_future(session.read())
+        await platform.healthy(serving=False)
+        assert not reading.done(), "no ack, and the stream is kept"
+        assert await refused(platform)
+        await platform.store.start()
+        await asyncio.wait({reading})
+        await session.acked(11)
+        await platform.healthy(serving=True)
+        await answered(session)
+    assert [record.seq for record in await platform.records_of(code)] == list(range(1, 13))
+
+
+async def test_a_stalled_spool_gets_the_same_bytes_again_and_stores_them_once(tmp_path: Path) -> None:
+    settings = {"spool": {"timeout_ms": 300}}
+    async with Platform(tmp_path, store_of=ProgramStore, node_settings=settings) as platform:
+        await platform.open_window()
+        code = platform.codes[0]
+        async with platform.session(code) as session:
+            await session.open()
+            await answered(session)
+            assert platform.store.process is not None
+            platform.store.process.send(signal.SIGSTOP)
+            await session.choose("B")
+
+            async def repeated() -> bool:
+                return platform.nodes[0].process.output().count("commit_repeated") >= 2
+
+            await until(repeated, "the commit to be repeated")
+            platform.store.process.send(signal.SIGCONT)
+            await session.acked()
+        assert [record.seq for record in await platform.records_of(code)] == [1, 2]
+        assert [entry.number for entry in await platform.blocks()] == [1, 2]
+
+
+async def test_a_commit_that_stays_unknown_ends_its_streams_and_the_client_learns_the_truth(tmp_path: Path) -> None:
+    settings = {"spool": {"timeout_ms": 300}, "commit": {"give_up_seconds": 1.0}}
+    async with Platform(tmp_path, store_of=ProgramStore, node_settings=settings) as platform:
+        await platform.open_window()
+        code, writer = platform.codes[0], os.urandom(16)
+        async with platform.session(code, writer=writer) as session:
+            await session.open()
+            await answered(session)
+            assert platform.store.process is not None
+            platform.store.process.send(signal.SIGSTOP)
+            await session.choose("B")
+            error = await session.end()
+            assert isinstance(error, Unavailable)
+            assert session.durable_seq == 1
+            platform.store.process.send(signal.SIGCONT)
+        await platform.healthy(serving=True)
+        async with platform.session(code, writer=writer) as session:
+            opened = await session.open(acked_seq=1)
+            assert opened.durable_seq in (1, 2), "the late copy counted, or did not"
+            await session.answers(answer(), first_seq=opened.durable_seq + 1)
+            await session.acked()
+        seqs = [record.seq for record in await platform.records_of(code)]
+        assert seqs == list(range(1, len(seqs) + 1)), "each once, whatever became of the copy"
+
+
+async def test_an_empty_store_in_place_of_the_known_one_is_not_accepted(platform: Platform) -> None:
+    async with platform.session(platform.codes[0]) as session:
+        await session.open()
+        await answered(session)
+        await platform.store.stop()
+        platform.store.empty()
+        await platform.store.start()
+        started = monotonic()
+        await platform.healthy(serving=False)
+        assert monotonic() - started < FOUND_WITHIN_SECONDS + LOADED_MACHINE_SECONDS
+        await session.choose("B")
+        reading = asyncio.ensure_future(session.read())
+        assert await refused(platform)
+        assert not reading.done(), "neither an ack nor WINDOW_CLOSED"
+        session.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+    assert "no identity marker: it is empty or another one" in platform.nodes[0].process.output()
+
+
+async def test_a_store_of_another_identity_is_not_accepted(platform: Platform) -> None:
+    store = administered(platform)
+    await store.administer("SET", platform.shards[0].keys.marker, os.urandom(16))
+    await platform.healthy(serving=False)
+    assert await refused(platform)
+    assert "was exchanged while this node ran" in platform.nodes[0].process.output()
+
+
+async def test_an_older_copy_of_the_store_is_not_accepted(tmp_path: Path) -> None:
+    """Not even after the epoch whose last number tells it was given up and replaced."""
+    settings = {"commit": {"give_up_seconds": 0.5, "epoch_seconds": 1.0}}
+    async with Platform(tmp_path, store_of=ProgramStore, node_settings=settings) as platform:
+        await platform.open_window()
+        async with platform.session(platform.codes[0]) as session:
+            await session.open()
+            await answered(session)
+            data, copy = platform.store.directory / "data", tmp_path / "copy"
+            shutil.copytree(data, copy)
+            await answered(session)
+            await platform.store.stop()
+            shutil.rmtree(data)
+            shutil.copytree(copy, data)
+            await platform.store.start()
+            await session.choose("C")
+            assert isinstance(await session.end(), Unavailable)
+        await platform.healthy(serving=False)
+        assert await refused(platform)
+        assert "it was rolled back" in platform.nodes[0].process.output()
+        assert len(await platform.records()) == 1
+
+
+async def test_missing_functions_are_unavailability_until_they_are_back(platform: Platform) -> None:
+    store = administered(platform)
+    async with platform.session(platform.codes[0]) as session:
+        await session.open()
+        await store.administer("FUNCTION FLUSH")
+        await session.choose("A")
+        assert await refused(platform)
+        await platform.shards[0].load_functions()
+        await session.acked()
+
+
+async def test_at_the_memory_limit_nobody_new_comes_in_and_the_relay_still_drains(tmp_path: Path) -> None:
+    settings = {"guard": {"interval_ms": 200}, "sessions": {"retry_slot_ms": 5_000}}
+    async with Platform(tmp_path, pupils=500, store_of=ProgramStore, node_settings=settings) as platform:
+        await platform.open_window()
+        store = administered(platform)
+        code, writer = platform.codes.pop(), os.urandom(16)
+        async with platform.session(code, writer=writer) as session:
+            await session.open()
+            await answered(session)
+            used = int((await store.administer("INFO", "memory"))["used_memory"])
+            await store.administer("CONFIG SET", "maxmemory", used * 100 // 85)
+
+            async def full() -> bool:
+                async with platform.session(platform.codes.pop()) as other:
+                    try:
+                        await other.open()
+                    except Overloaded as error:
+                        return 0 <= error.retry_after_ms <= 5_000
+                return False
+
+            await until(full, "codes that were never used to be turned away")
+            await answered(session, "B")
+        async with platform.session(code, writer=writer) as session:
+            assert (await session.open()).opening == 2, "who was there before comes back"
+            await store.administer("CONFIG SET", "maxmemory", used)
+            await session.choose("C")
+            await platform.shards[0].remove(await platform.shards[0].read_new(10, 10))
+            await store.administer("CONFIG SET", "maxmemory", 10 * used)
+            await session.acked()
+        assert await platform.health() == 1
