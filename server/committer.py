@@ -54,7 +54,6 @@ class _Part:
     """One session's share of a block."""
 
     session: Session
-    first: int
     last: int
     sealed: bytes
     records: int
@@ -96,9 +95,10 @@ class Committer:
         """The session has something waiting."""
         if not session.queued:
             session.queued = True
+            if not self._queue:
+                self._idle.clear()
+                self._work.set()
             self._queue.append(session)
-            self._idle.clear()
-            self._work.set()
 
     async def idle(self) -> None:
         """Returns when everything submitted so far has its outcome."""
@@ -293,8 +293,10 @@ SUPERSEDED = "this code was opened again, here or on another device; open it her
 
 def _sealed(epoch: SealingEpoch, session: Session, taken: list[NewRecord]) -> _Part:
     first, last = taken[0][0], taken[-1][0]
-    rejections = [(record[0], record[1]) for record in taken if record[2] == REJECTED]
-    records = [record for record in taken if record[2] != REJECTED] if rejections else taken
+    records, rejections = taken, []
+    if session.rejected_count:
+        rejections = [(record[0], record[1]) for record in taken if record[2] == REJECTED]
+        records = [record for record in taken if record[2] != REJECTED]
     receipt = b""
     finish = session.finish_receipt is not None and not session.waiting
     if finish and session.finish_receipt is not None:
@@ -305,4 +307,4 @@ def _sealed(epoch: SealingEpoch, session: Session, taken: list[NewRecord]) -> _P
     if rejections or receipt:
         entry += b"".join([REJECTION.pack(seq, reason) for seq, reason in rejections]) + receipt
     sealed = epoch.seal_section(session.pseudonym, session.writer, session.opening, records)
-    return _Part(session, first, last, sealed, len(records), rejections, entry)
+    return _Part(session, last, sealed, len(records), rejections, entry)

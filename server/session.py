@@ -8,7 +8,6 @@ from typing import Any
 
 from pli.errors import PliError
 from pli.ingest.v1.ingest_pb2 import (
-    Ack,
     Closing,
     Drain,
     Expected,
@@ -210,12 +209,14 @@ class Session:
         try:
             while self._responses or self._ack_due:
                 responses, self._responses = self._responses, []
-                durable, due, finished = self.durable_seq, self._ack_due, self.finished
-                self._ack_due = False
+                due, finished, self._ack_due = self._ack_due, self.finished, False
+                # Set, not constructed: half the time, and there is one for every answer.
+                ack = SubmitResponse()
+                ack.ack.durable_seq = self.durable_seq
                 for response in responses:
                     await self._write(response)
                 if due:
-                    await self._write(SubmitResponse(ack=Ack(durable_seq=durable)))
+                    await self._write(ack)
                 if due and finished:
                     await self._write(SubmitResponse(finished=Finished(receipt=self.finish_receipt)))
         except Exception:  # noqa: BLE001  # gRPC raises several kinds when the peer is gone

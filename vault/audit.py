@@ -99,7 +99,8 @@ def read_audit(connection: Connection) -> Iterator[bytes]:
     """All entries in order, as canonical JSON."""
     rows = connection.execute(select(AUDIT.c.number, AUDIT.c.entry).order_by(AUDIT.c.number))
     for expected, row in enumerate(rows):
-        if row.number != expected:
+        # SQLite keeps whatever type a statement wrote: an entry that is no bytes was not written here.
+        if row.number != expected or not isinstance(row.entry, bytes):
             raise IntegrityError(f"the audit log has lost entry {expected}: restore the database, and find who did it")
         yield row.entry
 

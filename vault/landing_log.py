@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from pli.blocks import BlockContext
+from pli.errors import IntegrityError
 from pli.vault.v1.deposit_pb2 import Verdict
 from vault.merkle import Frontier, leaf_hash
 from vault.store.landing_tables import LANDED_BLOCKS, LANDING_CONFLICTS, LANDING_LOG, LANDING_TOTALS
@@ -22,6 +23,7 @@ LOG = "landing"
 """Name of the log's head in `log_heads`."""
 
 _LEAF = Struct(">H16sQI32s")
+_ROWS_AT_ONCE = 1_000
 
 # Asked twice per block: building the statement anew each time costs more than running it.
 _DIGEST_AT = select(LANDING_LOG.c.digest).where(
@@ -138,6 +140,29 @@ class LandingLog:
         )
         if changed.rowcount == 0:
             self._connection.execute(insert(LANDING_TOTALS), {"campaign_id": self._campaign_id, **added})
+
+
+def verify_log(connection: Connection, campaign_id: str) -> Frontier:
+    """The head of the log, proved by all its entries. Reads no block.
+
+    Raises:
+        IntegrityError: an entry was changed, removed, inserted or moved.
+    """
+    log = LANDING_LOG.c
+    rows = connection.execute(
+        select(log.position, log.shard, log.epoch_id, log.number, log.records, log.digest)
+        .where(log.campaign_id == campaign_id)
+        .order_by(log.position),
+        execution_options={"yield_per": _ROWS_AT_ONCE},
+    )
+    found = Frontier().extend(leaf_hash(_LEAF.pack(*place)) for _, *place in rows)
+    stated = read_head(connection, campaign_id, LOG)
+    if found != stated:
+        raise IntegrityError(
+            f"the landing log of campaign {campaign_id} ({found.size} blocks) does not fit its root "
+            f"({stated.size} blocks): restore the vault's database from a backup, and find who changed it"
+        )
+    return stated
 
 
 def _leaf(block: Landed) -> bytes:

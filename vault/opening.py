@@ -140,11 +140,11 @@ class OpeningEpoch:
             raise IntegrityError(_SHAPE)
         return records
 
-    def collect(self, raw: bytes, low: bytes, high: bytes, entries: dict[bytes, list[bytes]]) -> None:
+    def collect(self, raw: bytes, low: bytes, high: bytes, entries: dict[bytes, list[bytes]]) -> BlockContext:
         """Steps 4 and 5 for the records of pseudonyms in low ≤ p < high, added to `entries` by pseudonym.
 
-        Records of other pseudonyms are stepped over unopened. On an error `entries` may hold a part of
-        the block: throw it away.
+        Records of other pseudonyms are stepped over unopened. Returns where the block belongs, which the
+        tag has proved. On an error `entries` may hold a part of the block: throw it away.
 
         Raises:
             IntegrityError: malformed, altered, or made for another place.
@@ -185,6 +185,7 @@ class OpeningEpoch:
             raise _not_here(seq, context) from error
         except struct_error as error:
             raise IntegrityError(_SHAPE) from error
+        return context
 
     def _tagged(self, raw: bytes) -> tuple[BlockContext, int, int, int]:
         """Step 4 on raw bytes; returns what `read_fixed` does."""

@@ -17,6 +17,7 @@ from struct import pack, unpack
 
 from sqlalchemy import Connection, and_, delete, func, insert, select, update
 
+from pli.errors import IntegrityError
 from vault.store.landing_tables import (
     LANDED_BLOCKS,
     LANDING_CONFLICTS,
@@ -178,8 +179,22 @@ def _write_target(
     )
 
 
-def due_blocks(connection: Connection, campaign_id: str, run: Run) -> Iterator[tuple[bytes, bytes]]:
-    """(epoch id, block) of everything the run settles, epoch by epoch."""
+@dataclass(frozen=True, slots=True, repr=False)
+class DueBlock:
+    """A block as the log has it: its bytes must be those, and of this place."""
+
+    epoch_id: bytes
+    number: int
+    digest: bytes
+    raw: bytes
+
+
+def due_blocks(connection: Connection, campaign_id: str, run: Run) -> Iterator[DueBlock]:
+    """Everything the run settles, epoch by epoch.
+
+    Raises:
+        IntegrityError: a block is gone from the database.
+    """
     progress = SETTLEMENT_PROGRESS.c
     rows = connection.execute(select(SETTLEMENT_PROGRESS).where(progress.campaign_id == campaign_id)).all()
     for row in rows:
@@ -188,21 +203,24 @@ def due_blocks(connection: Connection, campaign_id: str, run: Run) -> Iterator[t
         if settled != target:
             yield from _blocks_of(connection, campaign_id, row.epoch_id, settled, target)
     conflicts = LANDING_CONFLICTS.c
-    yield from connection.execute(
-        select(conflicts.epoch_id, conflicts.block).where(
+    beside = connection.execute(
+        select(conflicts.epoch_id, conflicts.number, conflicts.digest, conflicts.block).where(
             conflicts.campaign_id == campaign_id, conflicts.run == run.number
-        )
+        ),
+        execution_options={"yield_per": BLOCKS_AT_ONCE},
     )
+    for epoch_id, number, digest, raw in beside:
+        yield DueBlock(epoch_id, number, digest, raw)
 
 
 def _blocks_of(
     connection: Connection, campaign_id: str, epoch_id: bytes, settled: Numbers, target: Numbers
-) -> Iterator[tuple[bytes, bytes]]:
-    log, blocks = LANDING_LOG.c, LANDED_BLOCKS.c
-    positions = [
-        position
-        for number, position in connection.execute(
-            select(log.number, log.position)
+) -> Iterator[DueBlock]:
+    log = LANDING_LOG.c
+    due = [
+        (position, number, digest)
+        for position, number, digest in connection.execute(
+            select(log.position, log.number, log.digest)
             .where(
                 log.campaign_id == campaign_id,
                 log.epoch_id == epoch_id,
@@ -212,12 +230,27 @@ def _blocks_of(
         )
         if number in target and number not in settled
     ]
-    for start in range(0, len(positions), BLOCKS_AT_ONCE):
-        some = positions[start : start + BLOCKS_AT_ONCE]
-        for block in connection.execute(
-            select(blocks.block).where(blocks.campaign_id == campaign_id, blocks.position.in_(some))
-        ).scalars():
-            yield epoch_id, block
+    missing = len(target) - len(settled) - len(due)
+    for start in range(0, len(due), BLOCKS_AT_ONCE):
+        some = due[start : start + BLOCKS_AT_ONCE]
+        found = _read_blocks(connection, campaign_id, [position for position, _, _ in some])
+        missing += len(some) - len(found)
+        for position, number, digest in some:
+            if position in found:
+                yield DueBlock(epoch_id, number, digest, found[position])
+    if missing:
+        raise IntegrityError(
+            f"{missing} landed blocks of epoch {epoch_id.hex()} are gone from the vault's database; "
+            "restore the database from a backup"
+        )
+
+
+def _read_blocks(connection: Connection, campaign_id: str, positions: list[int]) -> dict[int, bytes]:
+    blocks = LANDED_BLOCKS.c
+    rows = connection.execute(
+        select(blocks.position, blocks.block).where(blocks.campaign_id == campaign_id, blocks.position.in_(positions))
+    )
+    return {row.position: row.block for row in rows}
 
 
 def advance(connection: Connection, campaign_id: str, run: Run) -> bool:

@@ -21,10 +21,12 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, insert, text, update
 
+from pli.blocks import block_hash
 from pli.errors import IntegrityError, StateError
 from vault.counts import accounted, campaign_counts, landed_blocks, landed_records, scripts_stored
 from vault.epochs import OpenEpochs
 from vault.keyring import AnswerKeys, KeyRing
+from vault.landing_log import verify_log
 from vault.progress import Run, advance, begin_run, due_blocks, forget_progress, last_run
 from vault.registry import CLASS, RegistryEntry, known_pseudonyms
 from vault.results import is_scored, score_due
@@ -173,17 +175,22 @@ class Settlement:
         self, connection: Connection, keys: AnswerKeys, run: Run, low: bytes, high: bytes
     ) -> dict[bytes, list[bytes]]:
         entries: dict[bytes, list[bytes]] = {}
-        for epoch_id, raw in due_blocks(connection, keys.campaign_id, run):
+        for block in due_blocks(connection, keys.campaign_id, run):
             # Locking ends a merge that is under way: nothing of it is stored.
             self._keyring.answers(keys.campaign_id)
-            epoch = self._epochs.find(connection, keys, epoch_id)
+            epoch = self._epochs.find(connection, keys, block.epoch_id)
             if epoch is None:
-                raise IntegrityError(f"the header of epoch {epoch_id.hex()} is gone; restore the vault's database")
+                raise IntegrityError(
+                    f"the header of epoch {block.epoch_id.hex()} is gone; restore the vault's database"
+                )
             try:
-                epoch.collect(raw, low, high, entries)
+                context = epoch.collect(block.raw, low, high, entries)
+                # The tag tells that a node made this block; only this tells that it is the one that landed here.
+                if context.number != block.number or block_hash(block.raw) != block.digest:
+                    raise IntegrityError(f"another block stands in the place of block {block.number}")
             except IntegrityError as error:
                 raise IntegrityError(
-                    f"a landed block of epoch {epoch_id.hex()} was altered in the vault's database "
+                    f"a landed block of epoch {block.epoch_id.hex()} was altered in the vault's database "
                     f"({error.message}); restore the database from a backup"
                 ) from error
         return entries
@@ -263,6 +270,7 @@ def _forget(connection: Connection, campaign_id: str) -> None:
 
 def _check(connection: Connection, campaign_id: str) -> None:
     """Landed = settled + duplicate + conflict + quarantined, over the blocks that are settled."""
+    verify_log(connection, campaign_id)
     landed = landed_records(connection, campaign_id)
     if landed.targeted != landed.accounted:
         raise IntegrityError(

@@ -34,6 +34,7 @@ from pli.tls import server_credentials
 from server.config import MAX_SHARDS, ServerSettings
 from server.identity import NodeIdentity
 from server.main.common import ConfigFile, pinned_vault_key, place_of
+from server.main.tuning import calm_garbage_collection, run_hand_overs_in_turn
 from server.node import Node, Ports
 from server.services.ingest import IngestService
 from server.services.operations import OperationsService
@@ -94,6 +95,7 @@ async def serve(settings: ServerSettings, handover: Handover) -> None:
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(ingest, server)
     ops_pb2_grpc.add_OperationsServiceServicer_to_server(operations, server)
     await server.start()
+    calm_garbage_collection()
     say_ready("worker", listen=handover.listen, listen_operations=handover.listen_operations)
     watching = asyncio.create_task(node.run())
     stopping = asyncio.create_task(stop.wait())
@@ -137,6 +139,7 @@ def main(config: ConfigFile) -> None:
     def run() -> None:
         configure_logging("worker")
         die_with_parent()
+        run_hand_overs_in_turn()
         if api_implementation.Type() != "upb":
             raise ConfigError("protobuf runs without its C implementation (upb); reinstall protobuf")
         settings = load(ServerSettings, config)

@@ -66,6 +66,7 @@ MAX_SEQ = 2**53 - 1
 
 ID_BYTES = 16
 DIGEST_BYTES = 32
+UNREADABLE = "a message is not readable; update the application"
 STALLED = "the spool is stalled; open again later, keep what is not acknowledged"
 _ANSWER, _MARK, _FINISH = int(RecordKind.ANSWER), int(RecordKind.MARK), int(RecordKind.FINISH)
 
@@ -233,15 +234,19 @@ class IngestService(IngestServiceServicer):
         """Reads until the client finishes or leaves. Never waits for a write."""
         committer = intake.committers[intake.shard(session.pseudonym)]
         max_in_flight, stalled_seconds = self._limits.max_in_flight, self._limits.stalled_seconds
+        read, backlog = context.read, intake.backlog
         while True:
             if session.in_flight >= max_in_flight and not await session.room(stalled_seconds):
                 raise Unavailable(STALLED)
-            if intake.backlog.full and not await intake.backlog.room(stalled_seconds):
+            if backlog.full and not await backlog.room(stalled_seconds):
                 raise Unavailable(STALLED)
             if not intake.reading.is_set():
                 await self._until_reading(intake)
-            request = await _read(context)
-            if request is None:
+            try:
+                request = await read()
+            except DecodeError as error:
+                raise StreamViolation(UNREADABLE) from error
+            if not isinstance(request, SubmitRequest):
                 break
             try:
                 self._take(intake, session, request)
@@ -263,7 +268,6 @@ class IngestService(IngestServiceServicer):
             raise Unavailable("the platform is full; open again later, keep what is not acknowledged") from error
 
     def _take(self, intake: Intake, session: Session, request: SubmitRequest) -> None:
-        request.DiscardUnknownFields()
         match request.WhichOneof("message"):
             case "answers":
                 self._take_answers(intake, session, request.answers)
@@ -275,13 +279,13 @@ class IngestService(IngestServiceServicer):
                 raise StreamViolation("after Open only Answers, Mark and Finish are expected")
 
     def _take_answers(self, intake: Intake, session: Session, message: Answers) -> None:
-        answers = message.answers
-        if not 1 <= len(answers) <= MAX_ANSWERS:
+        answers, seq = message.answers, message.first_seq
+        count = len(answers)
+        if not 1 <= count <= MAX_ANSWERS:
             raise StreamViolation(f"Answers must hold 1 to {MAX_ANSWERS} answers")
-        if not self._in_order(session, message.first_seq, len(answers)):
+        if not self._in_order(session, seq, count):
             return
         check, seats, opening = intake.rules.check, session.seats, session.opening
-        seq = message.first_seq
         for answer in answers:
             if seq == session.next_seq:
                 reason = check(answer, seats)
@@ -346,5 +350,5 @@ async def _read(context: Context) -> SubmitRequest | None:
     try:
         request = await context.read()
     except DecodeError as error:
-        raise StreamViolation("a message is not readable; update the application") from error
+        raise StreamViolation(UNREADABLE) from error
     return request if isinstance(request, SubmitRequest) else None

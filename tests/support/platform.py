@@ -16,7 +16,7 @@ spool, `platform.nodes[0].process` is the supervisor of node 0, `platform.worker
 
 Everything runs in child processes on 127.0.0.1 and a Unix socket, and is stopped by process id when
 the block ends, also after a failure. A platform belongs to the event loop that entered it: a module
-that shares one uses `pytest.mark.asyncio(loop_scope="module")` and the fixture `platform_of_module`.
+that shares one uses `pytest.mark.asyncio(loop_scope="session")` and the fixture `platform_of_module`.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ class Platform:
             try:
                 yield session
             finally:
-                session.cancel()
+                await session.broken_off()
 
     @asynccontextmanager
     async def operations(self, files: TlsFiles, node: RunningNode | None = None) -> AsyncIterator[grpc.aio.Channel]:

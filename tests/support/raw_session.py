@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ import grpc
 
 from pli.canonical import FinishDigest, canonical
 from pli.codes import Code
-from pli.errors import PliError
+from pli.errors import PliError, Unavailable
 from pli.ingest.v1.ingest_pb2 import (
     Answer,
     Answers,
@@ -60,11 +61,16 @@ class RawSession:
         self.call: Any = stub.Submit(timeout=seconds)
 
     async def send(self, request: SubmitRequest) -> None:
-        """Writes one message as it is."""
+        """Writes one message as it is.
+
+        Raises:
+            PliError: the status that the stream has ended with.
+        """
         try:
             await self.call.write(request)
         except grpc.aio.AioRpcError as error:
-            raise typed(error) from error
+            # A write that meets the end of a stream is INTERNAL to gRPC's client, before it reads the status.
+            raise Unavailable("the stream broke in a write") if _is_local(error) else typed(error) from error
 
     async def open(self, *, acked_seq: int = 0, token: bytes | None = None, protocol_version: int = 1) -> Opened:
         """Sends Open and waits for Opened.
@@ -201,9 +207,18 @@ class RawSession:
         """Breaks the stream off."""
         self.call.cancel()
 
+    async def broken_off(self) -> None:
+        """Breaks the stream off and waits until gRPC has let go of it: its events would outlive the test's loop."""
+        self.call.cancel()
+        await asyncio.gather(self.call.code(), return_exceptions=True)
+
     def rejections(self) -> list[Rejected]:
         """The rejections read, in order."""
         return [response.rejected for response in self.seen if response.HasField("rejected")]
+
+
+def _is_local(error: grpc.aio.AioRpcError) -> bool:
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == "Internal error from Core"
 
 
 @asynccontextmanager

@@ -240,6 +240,11 @@ def _cut_off_later(after_ms: int) -> None:
     timer.start()
 
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+"""Without typer's own tracebacks, which may show what local variables hold."""
+
+
+@app.command()
 def main(
     config: Annotated[Path, typer.Option("--config", help="The process's TOML file.", metavar="FILE")],
 ) -> None:
@@ -258,4 +263,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 
 from pli.csv_input import MAX_FILE_BYTES
-from pli.errors import StateError, StreamViolation, Unavailable, VaultLocked
+from pli.errors import StateError, VaultLocked
 from pli.identity import Peer
 from pli.rpc.peer import peer_of
 from pli.rpc.server import Context
@@ -49,16 +49,14 @@ from vault.keystore import Keystore, Scope
 from vault.life_cycle import LifeCycle
 from vault.roster_store import RosterFile, RosterSize, read_roster, roster_size, store_roster
 from vault.services.acts import Acts
-from vault.services.uploads import MAX_CHUNK_BYTES, checked_file_name, chunks_for_thread, confirm_whole
+from vault.services.roster_upload import STALLED_SECONDS, RosterUpload
+from vault.services.uploads import checked_file_name, chunks_for_thread, confirm_whole
 from vault.settlement import Settlement
 from vault.states import State
 from vault.store.database import Database
 
 IMPORTS_AT_ONCE = 2
 """A roster of a whole level takes some hundred megabytes while it is read."""
-
-STALLED_SECONDS = 60.0
-"""An upload that brings nothing for so long is given up; it would hold one of few places."""
 
 _BEFORE_OPEN = frozenset({State.DRAFT, State.READY})
 
@@ -119,7 +117,7 @@ class CampaignService(CampaignServiceServicer):
         self, request_iterator: AsyncIterator[ImportRosterRequest], context: Context
     ) -> ImportRosterResponse:
         """Parsed in a thread while it arrives, stored once all of it is there and clean."""
-        upload = _RosterUpload(request_iterator, self._stalled_seconds)
+        upload = RosterUpload(request_iterator, self._stalled_seconds)
         campaign_id, name = await upload.begin()
         await self._need(campaign_id, Scope.IDENTITIES)
         chunks = chunks_for_thread(upload.next_chunk)
@@ -239,9 +237,10 @@ class CampaignService(CampaignServiceServicer):
             VaultLocked: a scope is locked, or the campaign's secret was not found when it was unlocked.
         """
         campaign = await self._database.read(lambda connection: find(connection, campaign_id))
+        find_keys = {Scope.ANSWERS: self._keyring.answers, Scope.IDENTITIES: self._keyring.identities}
         for scope in scopes:
             try:
-                self._keyring.answers(campaign_id) if scope is Scope.ANSWERS else self._keyring.identities(campaign_id)
+                find_keys[scope](campaign_id)
             except VaultLocked as error:
                 closed = self._keystore.closed_campaigns.get(campaign_id)
                 if closed and scope in self._keystore.unlocked():
@@ -251,43 +250,3 @@ class CampaignService(CampaignServiceServicer):
 
     def _today(self) -> date:
         return datetime.fromtimestamp(self._clock_ms() / 1000, UTC).date()
-
-
-class _RosterUpload:
-    """The requests of one import: the first names campaign and file, the following ones carry bytes."""
-
-    def __init__(self, requests: AsyncIterator[ImportRosterRequest], stalled_seconds: float) -> None:
-        self._requests = requests
-        self._stalled_seconds = stalled_seconds
-        self._first = b""
-
-    async def begin(self) -> tuple[str, str]:
-        """Campaign and file name."""
-        request = await self._receive()
-        if request is None or not request.campaign_id:
-            raise StreamViolation("the first message of an import names the campaign")
-        self._first = request.chunk
-        return request.campaign_id, checked_file_name(request.file_name, "roster.csv")
-
-    async def next_chunk(self) -> bytes | None:
-        """The next bytes of the file; None at its end."""
-        if self._first:
-            chunk, self._first = self._first, b""
-            return chunk
-        request = await self._receive()
-        if request is None:
-            return None
-        if request.campaign_id or request.file_name:
-            raise StreamViolation("only the first message of an import names campaign and file")
-        return request.chunk
-
-    async def _receive(self) -> ImportRosterRequest | None:
-        try:
-            async with asyncio.timeout(self._stalled_seconds):
-                request = await anext(self._requests, None)
-        except TimeoutError as error:
-            raise Unavailable(f"nothing of the file came for {self._stalled_seconds:g} s; import it again") from error
-        if request is not None and len(request.chunk) > MAX_CHUNK_BYTES:
-            raise StreamViolation(f"a chunk has at most {MAX_CHUNK_BYTES} bytes; send the file in smaller ones")
-        return request
-

@@ -8,6 +8,9 @@ server acknowledges cumulatively once the answer is on disk, and the client keep
 `Finished`. After any break the client opens again and resends from `durable_seq + 1`: that is the
 whole retry contract, and it may be repeated without harm at every point.
 
+Each message has its meaning by itself, so that a gateway can carry them one at a time for clients that
+cannot speak a bidirectional stream.
+
 See docs/protocol.md for the exchange in order, with the rules a client in any language follows.
 """
 
@@ -232,10 +235,13 @@ class Open(_message.Message):
     At most 64 bytes. Never logged, never stored.
     """
     writer: _builtins.bytes
-    """16 random bytes, made once with the client's queue and kept as long as the queue."""
+    """16 random bytes, made once with the client's queue and kept as long as the queue. Two queues (two
+    tabs, two devices) never share one.
+    """
     acked_seq: _builtins.int
     """Highest `durable_seq` this client was ever told for this writer; 0 at first.
-    If the platform knows less, it has gone back in time; the client then resends all it kept.
+    If the platform knows less, it has gone back in time (a store restored from an older copy): it
+    raises an alarm, and the client resends all it kept, from `Opened.durable_seq` + 1.
     """
     token: _builtins.bytes
     """16 random bytes, new for every attempt to open; the same when one attempt is repeated because
@@ -261,7 +267,9 @@ Global___Open: _TypeAlias = Open  # noqa: Y015
 
 @_typing.final
 class Opened(_message.Message):
-    """What the platform knows of this code and this writer."""
+    """What the platform knows of this code and this writer. `durable_seq` and `rejected` are of this writer
+    alone: nobody is told that something is stored because another device stored it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -278,11 +286,17 @@ class Opened(_message.Message):
     opening: _builtins.int
     """1, 2, 3 … per code. Goes into every answer given from now on (`Answer.opening`)."""
     durable_seq: _builtins.int
-    """Highest seq of this writer that is settled on disk, with all before it."""
+    """Highest seq of this writer that is settled on disk, with all before it. Counts as an `Ack`: the
+    client may drop nothing for it (everything is kept until `Finished`) but need not send it again.
+    """
     max_in_flight: _builtins.int
-    """The client has at most this many answers un-acknowledged; more are not read."""
+    """The client has at most this many answers un-acknowledged; more are not read (flow control), so
+    a client that sends them waits, and nothing is lost.
+    """
     seats: _builtins.int
-    """Number of seats of a class code; 0 for a pupil code."""
+    """Number of seats of a class code, 1 to `seats`; 0 for a pupil code. The platform does not know who
+    sits where.
+    """
     instrument_version: _builtins.str
     """Version of the instrument's public part, for clients that cache it."""
     closes_at_ms: _builtins.int
@@ -295,11 +309,15 @@ class Opened(_message.Message):
     """
     @_builtins.property
     def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejected]:
-        """What was rejected of this writer, in order of seq. Rejections survive crashes."""
+        """What was rejected of this writer, in order of seq. Rejections survive crashes: a client that
+        missed one on the stream before finds it here.
+        """
 
     @_builtins.property
     def receipt(self) -> Global___Receipt:
-        """Present when this writer has finished: the same receipt as in `Finished`."""
+        """Present when this writer has finished: the same receipt as in `Finished`. The client may forget its
+        answers then.
+        """
 
     def __init__(
         self,
@@ -325,7 +343,9 @@ Global___Opened: _TypeAlias = Opened  # noqa: Y015
 
 @_typing.final
 class Answers(_message.Message):
-    """Up to 64 answers, numbered first_seq, first_seq + 1, …"""
+    """Up to 64 answers, numbered first_seq, first_seq + 1, … One request has at most 256 kB: answers of
+    several kilobytes go one by one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -383,7 +403,10 @@ class Answer(_message.Message):
     seat: _builtins.int
     """Class sessions: the pupil's seat, from 1. 0 in a pupil session."""
     opening: _builtins.int
-    """The opening in which the answer was *given*; kept when it is resent after a later opening."""
+    """The opening in which the answer was *given*; kept when it is resent after a later opening. The
+    vault orders answers to one item by (opening, seq): what a device brings late does not override
+    what was given after it. From 1 to the opening of this stream, else rejected as BAD_OPENING.
+    """
     elapsed_ms: _builtins.int
     """Time the pupil spent on the item, in ms, by the client's own clock. Advisory."""
     @_builtins.property
@@ -419,7 +442,9 @@ Global___Answer: _TypeAlias = Answer  # noqa: Y015
 
 @_typing.final
 class Choices(_message.Message):
-    """Options chosen. Order does not matter, a repetition is rejected."""
+    """Options chosen. Order does not matter, a repetition is rejected. None at all is an answer to a
+    "choices" item ("none of these"), and EMPTY to a "choice" item.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -460,7 +485,9 @@ Global___Cleared: _TypeAlias = Cleared  # noqa: Y015
 
 @_typing.final
 class Mark(_message.Message):
-    """A pupil's presence, said by the teacher. Sequenced, sealed and acknowledged like an answer."""
+    """A pupil's presence, said by the teacher. Sequenced, sealed and acknowledged like an answer; the mark
+    given last counts, in the order of `Answer.opening`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -494,7 +521,9 @@ Global___Mark: _TypeAlias = Mark  # noqa: Y015
 
 @_typing.final
 class Finish(_message.Message):
-    """Nothing follows. Sent when everything before it is acknowledged."""
+    """Nothing follows. Sent when everything before it is acknowledged, and sent again, the same, after a
+    break until `Finished` or a receipt in `Opened` has come.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -531,7 +560,9 @@ Global___Finish: _TypeAlias = Finish  # noqa: Y015
 
 @_typing.final
 class Ack(_message.Message):
-    """Cumulative: only the newest one matters."""
+    """Cumulative: only the newest one matters, and several messages may share one. Written only after the
+    fsync of the spool: whatever crashes afterwards, the answer is there or in the vault.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -553,7 +584,9 @@ Global___Ack: _TypeAlias = Ack  # noqa: Y015
 
 @_typing.final
 class Rejected(_message.Message):
-    """A message that no resend can cure. Stored, so that the number is settled."""
+    """A message that no resend can cure. Stored, so that the number is settled: it counts for `Ack`, and not
+    for `Finish.count` and `Finish.digest`. The stream goes on; one bad item does not end it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -579,7 +612,9 @@ Global___Rejected: _TypeAlias = Rejected  # noqa: Y015
 
 @_typing.final
 class Expected(_message.Message):
-    """The number the server waits for."""
+    """The number the server waits for. What was sent beyond the gap was not stored; sent again in order, it
+    is taken. A client that never skips a number never gets this.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -663,7 +698,7 @@ Global___Superseded: _TypeAlias = Superseded  # noqa: Y015
 
 @_typing.final
 class Drain(_message.Message):
-    """When to come back."""
+    """When to come back. Answers that are not acknowledged by then are sent again on the next stream."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -707,7 +742,9 @@ Global___Closing: _TypeAlias = Closing  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):
-    """The session is complete and on disk."""
+    """The session is complete and on disk. From here on the code opens read-only for this writer, with the
+    same receipt, and is refused to any other like a wrong one.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -773,13 +810,15 @@ class ReceiptBody(_message.Message):
     campaign_id: _builtins.str
     """The campaign."""
     pseudonym_prefix: _builtins.bytes
-    """First 4 bytes of the pseudonym: enough to find the session, too little to be it."""
+    """First 4 bytes of the pseudonym: enough to find the session, too little to be it. Printed as 8 hex
+    digits.
+    """
     last_seq: _builtins.int
     """The number of the finish."""
     count: _builtins.int
     """How many answers and marks this writer gave."""
     finished_at_ms: _builtins.int
-    """Unix time in ms at the node."""
+    """Unix time in ms at the node, which may be wrong: it proves an order of events to nobody."""
     def __init__(
         self,
         *,

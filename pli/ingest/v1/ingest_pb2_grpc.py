@@ -50,11 +50,16 @@ class IngestServiceServicer:
         """Carries one session. The first request is `Open`; the first response is `Opened`, or a status.
 
         Statuses, each with a google.rpc.ErrorInfo (domain "pli") whose reason says more:
+        NOT_FOUND            the platform serves another campaign; a resend does not cure it
         UNAUTHENTICATED      CODE_REFUSED: unknown, mistyped, revoked, finished elsewhere; not said which
         FAILED_PRECONDITION  CAMPAIGN_NOT_OPEN, WINDOW_CLOSED, SUPERSEDED, PROTOCOL_VERSION
         INVALID_ARGUMENT     PROTOCOL: a message out of order or malformed; a resend does not cure it
         RESOURCE_EXHAUSTED   OVERLOADED with RetryInfo: keep the connection, open again at that moment
         UNAVAILABLE          open again with full-jitter back-off
+
+        A stream that ends without a status of the server (a cut line) is UNAVAILABLE to the client. The
+        client ends its side only after `Finished`, or when the person leaves; what it sent until then
+        and what is acknowledged stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

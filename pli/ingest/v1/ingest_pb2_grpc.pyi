@@ -8,6 +8,9 @@ server acknowledges cumulatively once the answer is on disk, and the client keep
 `Finished`. After any break the client opens again and resends from `durable_seq + 1`: that is the
 whole retry contract, and it may be repeated without harm at every point.
 
+Each message has its meaning by itself, so that a gateway can carry them one at a time for clients that
+cannot speak a bidirectional stream.
+
 See docs/protocol.md for the exchange in order, with the rules a client in any language follows.
 """
 
@@ -45,11 +48,16 @@ class IngestServiceStub:
     """Carries one session. The first request is `Open`; the first response is `Opened`, or a status.
 
     Statuses, each with a google.rpc.ErrorInfo (domain "pli") whose reason says more:
+      NOT_FOUND            the platform serves another campaign; a resend does not cure it
       UNAUTHENTICATED      CODE_REFUSED: unknown, mistyped, revoked, finished elsewhere; not said which
       FAILED_PRECONDITION  CAMPAIGN_NOT_OPEN, WINDOW_CLOSED, SUPERSEDED, PROTOCOL_VERSION
       INVALID_ARGUMENT     PROTOCOL: a message out of order or malformed; a resend does not cure it
       RESOURCE_EXHAUSTED   OVERLOADED with RetryInfo: keep the connection, open again at that moment
       UNAVAILABLE          open again with full-jitter back-off
+
+    A stream that ends without a status of the server (a cut line) is UNAVAILABLE to the client. The
+    client ends its side only after `Finished`, or when the person leaves; what it sent until then
+    and what is acknowledged stays.
     """
 
 @_typing.type_check_only
@@ -61,11 +69,16 @@ class IngestServiceAsyncStub(IngestServiceStub):
     """Carries one session. The first request is `Open`; the first response is `Opened`, or a status.
 
     Statuses, each with a google.rpc.ErrorInfo (domain "pli") whose reason says more:
+      NOT_FOUND            the platform serves another campaign; a resend does not cure it
       UNAUTHENTICATED      CODE_REFUSED: unknown, mistyped, revoked, finished elsewhere; not said which
       FAILED_PRECONDITION  CAMPAIGN_NOT_OPEN, WINDOW_CLOSED, SUPERSEDED, PROTOCOL_VERSION
       INVALID_ARGUMENT     PROTOCOL: a message out of order or malformed; a resend does not cure it
       RESOURCE_EXHAUSTED   OVERLOADED with RetryInfo: keep the connection, open again at that moment
       UNAVAILABLE          open again with full-jitter back-off
+
+    A stream that ends without a status of the server (a cut line) is UNAVAILABLE to the client. The
+    client ends its side only after `Finished`, or when the person leaves; what it sent until then
+    and what is acknowledged stays.
     """
 
 class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,11 +93,16 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         """Carries one session. The first request is `Open`; the first response is `Opened`, or a status.
 
         Statuses, each with a google.rpc.ErrorInfo (domain "pli") whose reason says more:
+          NOT_FOUND            the platform serves another campaign; a resend does not cure it
           UNAUTHENTICATED      CODE_REFUSED: unknown, mistyped, revoked, finished elsewhere; not said which
           FAILED_PRECONDITION  CAMPAIGN_NOT_OPEN, WINDOW_CLOSED, SUPERSEDED, PROTOCOL_VERSION
           INVALID_ARGUMENT     PROTOCOL: a message out of order or malformed; a resend does not cure it
           RESOURCE_EXHAUSTED   OVERLOADED with RetryInfo: keep the connection, open again at that moment
           UNAVAILABLE          open again with full-jitter back-off
+
+        A stream that ends without a status of the server (a cut line) is UNAVAILABLE to the client. The
+        client ends its side only after `Finished`, or when the person leaves; what it sent until then
+        and what is acknowledged stays.
         """
 
 def add_IngestServiceServicer_to_server(servicer: IngestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -39,7 +39,9 @@ class _WindowStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WindowSta
     """Nothing is accepted any more, for ever."""
 
 class WindowState(_WindowState, metaclass=_WindowStateEnumTypeWrapper):
-    """What the spool lets through."""
+    """What the spool lets through. The numbers are those of pli.vault.v1.WindowPhase; the state follows the
+    spool's clock, so a window past its end shows as closed though no later order has come.
+    """
 
 WINDOW_STATE_UNSPECIFIED: WindowState.ValueType  # 0
 """No window was ever set: nothing is accepted."""
@@ -55,7 +57,7 @@ Global___WindowState: _TypeAlias = WindowState  # noqa: Y015
 
 @_typing.final
 class GetStatusRequest(_message.Message):
-    """No content: a worker serves one campaign."""
+    """No content: a worker serves one campaign, and every watcher sees the same picture of it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -72,7 +74,9 @@ Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
 
 @_typing.final
 class GetStatusResponse(_message.Message):
-    """The platform at one moment."""
+    """The platform at one moment, as far as its processes have published: each does so every few seconds, so
+    counters of different processes may be that far apart.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -93,19 +97,23 @@ class GetStatusResponse(_message.Message):
 
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]:
-        """One entry per process that published within the last 15 s, and the lately silent ones."""
+        """One entry per process that published within the last ten minutes, by node id. One that was silent
+        for more than 15 s is not `ready`, and its `why` says so: it has stopped, or cannot reach the spool.
+        """
 
     @_builtins.property
     def relays(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelayStatus]:
-        """One entry per relay."""
+        """One entry per relay, under the same rules."""
 
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpoolStatus]:
-        """One entry per shard."""
+        """One entry per shard, in order."""
 
     @_builtins.property
     def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
-        """What needs a person, most urgent first; empty when all is well."""
+        """What needs a person; empty when all is well. The same picture gives the same alarms: they are not
+        events, and need no acknowledgement.
+        """
 
     def __init__(
         self,
@@ -128,7 +136,9 @@ Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
 @_typing.final
 class WindowStatus(_message.Message):
-    """The campaign's window on the platform."""
+    """The campaign's window on the platform, as the store of the first shard holds it. Each shard flips for
+    itself during the close; the campaign is CLOSED for the vault when all have.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -140,7 +150,7 @@ class WindowStatus(_message.Message):
     state: Global___WindowState.ValueType
     """The state that the spool enforces."""
     version: _builtins.int
-    """Version of the vault's signed order; only rises."""
+    """Version of the vault's signed order; only rises. 0 = none has come yet."""
     opens_at_ms: _builtins.int
     """Unix times in ms; 0 when not scheduled."""
     closes_at_ms: _builtins.int
@@ -166,7 +176,7 @@ Global___WindowStatus: _TypeAlias = WindowStatus  # noqa: Y015
 
 @_typing.final
 class NodeStatus(_message.Message):
-    """One ingest process."""
+    """One ingest process. Counters begin at 0 with the process: a restart shows as a new node id."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -185,11 +195,15 @@ class NodeStatus(_message.Message):
     PUBLISHED_AT_MS_FIELD_NUMBER: _builtins.int
     SUPERSEDED_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
-    """Drawn at start; 8 hex digits."""
+    """Drawn at start, so that a restart is seen; 8 hex digits."""
     pid: _builtins.int
-    """Operating system's process id on its host."""
+    """Operating system's process id on its host. Host and address are not told: operators have them from
+    their own inventory.
+    """
     ready: _builtins.bool
-    """Whether it takes sessions; if not, `why` says what is missing."""
+    """Whether it takes sessions; if not, `why` says what is missing (its spool is not safe, no bundle, no
+    pseudonym key, draining).
+    """
     why: _builtins.str
     """Empty when ready."""
     sessions: _builtins.int
@@ -199,19 +213,23 @@ class NodeStatus(_message.Message):
     acknowledged: _builtins.int
     """Answers acknowledged since the process started."""
     rejected: _builtins.int
-    """Messages rejected since the process started."""
+    """Messages rejected since the process started. Many of one instrument mean that it and the client
+    application do not fit.
+    """
     refused: _builtins.int
-    """Codes refused since the process started."""
+    """Codes refused since the process started: typing errors, and guesses."""
     blocks: _builtins.int
     """Blocks committed since the process started."""
     commit_p50_us: _builtins.int
-    """Duration of the last commits, median, in microseconds."""
+    """Duration of the last commits, median, in microseconds: from the call until the spool has fsynced."""
     rss_bytes: _builtins.int
     """Resident memory in bytes."""
     published_at_ms: _builtins.int
     """Unix time in ms of this entry."""
     superseded: _builtins.int
-    """Sessions whose opening was superseded by another writer since the process started."""
+    """Sessions whose opening was superseded by another writer since the process started: the same code
+    on another device. Some are ordinary; many of one class are worth a call.
+    """
     def __init__(
         self,
         *,
@@ -240,7 +258,7 @@ Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
 
 @_typing.final
 class RelayStatus(_message.Message):
-    """One relay process."""
+    """One relay process. Several may run on one shard; each block is removed by one of them, after a receipt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -256,15 +274,17 @@ class RelayStatus(_message.Message):
     deposited: _builtins.int
     """Blocks deposited since the process started."""
     quarantined: _builtins.int
-    """Blocks that the vault put into quarantine."""
+    """Blocks that the vault put into quarantine. Any above 0 needs a person at the vault."""
     vault_reachable: _builtins.bool
-    """Whether the last exchange with the vault succeeded; if not, `why` says the reason code."""
+    """Whether the last exchange with the vault succeeded; if not, `why` says the reason code. While it
+    does not, blocks wait in the spool, and nothing is lost.
+    """
     why: _builtins.str
     """Reason code of the last failure, empty when reachable."""
     published_at_ms: _builtins.int
     """Unix time in ms of this entry."""
     last_receipt: _builtins.int
-    """Number of the last receipt."""
+    """Number of the last receipt of the vault; rises with each deposit."""
     def __init__(
         self,
         *,
@@ -298,17 +318,21 @@ class SpoolStatus(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
-    """Shard number from 0."""
+    """Shard number from 0; one store may hold several."""
     blocks_waiting: _builtins.int
-    """Blocks not yet removed."""
+    """Blocks not yet removed, those in delivery included. Grows while relay or vault is away: nothing is
+    lost by it as long as memory lasts.
+    """
     oldest_age_ms: _builtins.int
-    """Age of the oldest of them in ms; 0 when none waits."""
+    """Age of the oldest of them in ms, as a relay last saw it; 0 when none waits."""
     registered: _builtins.int
-    """Codes in the registry."""
+    """Codes in the registry. Hints for speed: the vault checks every session against its own list."""
     cursors: _builtins.int
     """Codes that were opened at least once, and writers beside them."""
     memory_bytes: _builtins.int
-    """Memory used by the store and its limit, in bytes; limit 0 = none set."""
+    """Memory used by the store and its limit, in bytes; limit 0 = none set. At 60 % an alarm, at 80 % no
+    new codes, at 95 % no more reading: nothing is ever evicted.
+    """
     memory_limit_bytes: _builtins.int
     """See memory_bytes."""
     def __init__(
@@ -332,16 +356,18 @@ Global___SpoolStatus: _TypeAlias = SpoolStatus  # noqa: Y015
 
 @_typing.final
 class Alarm(_message.Message):
-    """Something a person should act on."""
+    """Something a person should act on. Names no pupil: a session is a prefix of a pseudonym at most. One that
+    says nothing new for a while is still true: it goes away when its cause does.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Stable word, for example SPOOL_UNSAFE."""
+    """Stable word, for example SPOOL_FILLING; programs act on it."""
     message: _builtins.str
-    """What it is and what to do."""
+    """What it is and what to do, for people; may change with any version."""
     def __init__(
         self,
         *,

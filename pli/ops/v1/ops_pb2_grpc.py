@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class OperationsServiceStub:
-    """Served by every ingest worker on its mTLS listener. Whichever worker is asked, the answer covers
-    the whole platform: each worker and relay publishes its own counters to the spool.
+    """Served by every ingest worker on its mTLS listener, never on the one for pupils. Whichever worker is
+    asked, the answer covers the whole platform: each worker and relay publishes its own counters to the
+    spool, under a key of its own.
     """
 
     def __init__(self, channel):
@@ -44,12 +45,17 @@ class OperationsServiceStub:
 
 
 class OperationsServiceServicer:
-    """Served by every ingest worker on its mTLS listener. Whichever worker is asked, the answer covers
-    the whole platform: each worker and relay publishes its own counters to the spool.
+    """Served by every ingest worker on its mTLS listener, never on the one for pupils. Whichever worker is
+    asked, the answer covers the whole platform: each worker and relay publishes its own counters to the
+    spool, under a key of its own.
     """
 
     def GetStatus(self, request, context):
-        """One picture of the platform now. Roles: operator, observer.
+        """One picture of the platform now. Roles: operator, observer. Cheap enough to be asked every second;
+        repeating it changes nothing.
+
+        Statuses: UNAVAILABLE / SPOOL_UNAVAILABLE when the spool does not answer. The worker then knows
+        nothing of the others: ask its health service, and look at the spool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,8 +78,9 @@ def add_OperationsServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OperationsService:
-    """Served by every ingest worker on its mTLS listener. Whichever worker is asked, the answer covers
-    the whole platform: each worker and relay publishes its own counters to the spool.
+    """Served by every ingest worker on its mTLS listener, never on the one for pupils. Whichever worker is
+    asked, the answer covers the whole platform: each worker and relay publishes its own counters to the
+    spool, under a key of its own.
     """
 
     @staticmethod

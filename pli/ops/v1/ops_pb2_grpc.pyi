@@ -29,8 +29,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class OperationsServiceStub:
-    """Served by every ingest worker on its mTLS listener. Whichever worker is asked, the answer covers
-    the whole platform: each worker and relay publishes its own counters to the spool.
+    """Served by every ingest worker on its mTLS listener, never on the one for pupils. Whichever worker is
+    asked, the answer covers the whole platform: each worker and relay publishes its own counters to the
+    spool, under a key of its own.
     """
 
     @_typing.overload
@@ -38,21 +39,33 @@ class OperationsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperationsServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_ops_pb2.GetStatusRequest, _ops_pb2.GetStatusResponse]
-    """One picture of the platform now. Roles: operator, observer."""
+    """One picture of the platform now. Roles: operator, observer. Cheap enough to be asked every second;
+    repeating it changes nothing.
+
+    Statuses: UNAVAILABLE / SPOOL_UNAVAILABLE when the spool does not answer. The worker then knows
+    nothing of the others: ask its health service, and look at the spool.
+    """
 
 @_typing.type_check_only
 class OperationsServiceAsyncStub(OperationsServiceStub):
-    """Served by every ingest worker on its mTLS listener. Whichever worker is asked, the answer covers
-    the whole platform: each worker and relay publishes its own counters to the spool.
+    """Served by every ingest worker on its mTLS listener, never on the one for pupils. Whichever worker is
+    asked, the answer covers the whole platform: each worker and relay publishes its own counters to the
+    spool, under a key of its own.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_ops_pb2.GetStatusRequest, _ops_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """One picture of the platform now. Roles: operator, observer."""
+    """One picture of the platform now. Roles: operator, observer. Cheap enough to be asked every second;
+    repeating it changes nothing.
+
+    Statuses: UNAVAILABLE / SPOOL_UNAVAILABLE when the spool does not answer. The worker then knows
+    nothing of the others: ask its health service, and look at the spool.
+    """
 
 class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Served by every ingest worker on its mTLS listener. Whichever worker is asked, the answer covers
-    the whole platform: each worker and relay publishes its own counters to the spool.
+    """Served by every ingest worker on its mTLS listener, never on the one for pupils. Whichever worker is
+    asked, the answer covers the whole platform: each worker and relay publishes its own counters to the
+    spool, under a key of its own.
     """
 
     @_abc_1.abstractmethod
@@ -61,6 +74,11 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ops_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_ops_pb2.GetStatusResponse, _abc.Awaitable[_ops_pb2.GetStatusResponse]]:
-        """One picture of the platform now. Roles: operator, observer."""
+        """One picture of the platform now. Roles: operator, observer. Cheap enough to be asked every second;
+        repeating it changes nothing.
+
+        Statuses: UNAVAILABLE / SPOOL_UNAVAILABLE when the spool does not answer. The worker then knows
+        nothing of the others: ask its health service, and look at the spool.
+        """
 
 def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

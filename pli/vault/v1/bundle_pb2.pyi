@@ -3,6 +3,9 @@
 isort:skip_file
 What the vault hands to the platform before and during a campaign. Everything is signed by the
 vault's Ed25519 signing key, which nodes and relays pin by file; versions only rise.
+
+Whatever is here may be known to the host, and to anyone who breaks into it: nothing in it leads to a
+person, tells the right answer, or opens anything.
 """
 
 from collections import abc as _abc
@@ -39,7 +42,9 @@ class _ItemTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ItemType.Val
     """A decimal number."""
 
 class ItemType(_ItemType, metaclass=_ItemTypeEnumTypeWrapper):
-    """The four types of item."""
+    """The four types of item. A node that meets a type it does not know refuses the bundle: it could not
+    check the answers.
+    """
 
 ITEM_TYPE_UNSPECIFIED: ItemType.ValueType  # 0
 """Never sent."""
@@ -71,7 +76,9 @@ class _WindowPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WindowPha
     """Flip: freeze the table of epochs, accept nothing for ever."""
 
 class WindowPhase(_WindowPhase, metaclass=_WindowPhaseEnumTypeWrapper):
-    """Phases of the window, in the only order they may take (CLOSING may return to OPEN)."""
+    """Phases of the window, in the only order they may take (CLOSING may return to OPEN). CLOSED is final:
+    the spool refuses every later order.
+    """
 
 WINDOW_PHASE_UNSPECIFIED: WindowPhase.ValueType  # 0
 """Never sent."""
@@ -87,7 +94,11 @@ Global___WindowPhase: _TypeAlias = WindowPhase  # noqa: Y015
 
 @_typing.final
 class Signed(_message.Message):
-    """A signed statement of the vault. The relay may carry and store it, and cannot change it."""
+    """A signed statement of the vault. The relay may carry and store it, and cannot change it.
+
+    Whoever reads one verifies the signature first, over the bytes of `body` exactly as they came, then
+    parses them, then compares campaign and version with what it knows: an older version is refused.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -115,7 +126,9 @@ Global___Signed: _TypeAlias = Signed  # noqa: Y015
 
 @_typing.final
 class Bundle(_message.Message):
-    """What a node needs to collect: no name, no school, no key of an item."""
+    """What a node needs to collect: no name, no school, no key of an item. A few kilobytes; the registry of
+    codes travels beside it, in RegistryChunk.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -132,26 +145,36 @@ class Bundle(_message.Message):
     campaign_id: _builtins.str
     """The campaign. At most 64 bytes, [a-z0-9-]."""
     version: _builtins.int
-    """Rises by one with each publication."""
+    """Rises by one with each publication. A node or spool that has loaded version n takes no lower one."""
     shards: _builtins.int
-    """Number of shards of the spool; fixed for the life of the campaign."""
+    """Number of shards of the spool, 1 to 64; fixed for the life of the campaign, because a code's shard
+    is its pseudonym's hash modulo this number.
+    """
     answer_key_id: _builtins.bytes
-    """First 16 bytes of SHA-256 over answer_public_key."""
+    """First 16 bytes of SHA-256 over answer_public_key; an epoch header names it."""
     answer_public_key: _builtins.bytes
-    """HPKE public key (MLKEM768_X25519, raw) that epoch keys are sealed to."""
+    """HPKE public key (MLKEM768_X25519, raw, 1 216 bytes) that epoch keys are sealed to. Its private
+    half never leaves the vault.
+    """
     registry_count: _builtins.int
-    """Number of codes in the registry."""
+    """Number of codes in the registry, revoked ones included."""
     registry_digest: _builtins.bytes
-    """SHA-256 over all registry entries in ascending order of pseudonym."""
+    """SHA-256 over all registry entries in ascending order of pseudonym. Who loads the registry compares
+    count and digest before the first session is let in.
+    """
     rehearsal: _builtins.bool
-    """True when the campaign may be verified against a ledger; shown on every screen."""
+    """True when the campaign may be verified against a ledger, and its pupils are none; shown on every
+    screen.
+    """
     @_builtins.property
     def instrument(self) -> Global___PublicInstrument:
         """Items without their keys."""
 
     @_builtins.property
     def node_authorities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Certificate authorities whose ingest certificates may sign epochs and receipts, DER."""
+        """Certificate authorities whose ingest certificates may sign epochs and receipts, DER. A receipt that
+        a pupil shows is checked against these.
+        """
 
     def __init__(
         self,
@@ -177,7 +200,9 @@ Global___Bundle: _TypeAlias = Bundle  # noqa: Y015
 
 @_typing.final
 class PublicInstrument(_message.Message):
-    """The public part of an instrument."""
+    """The public part of an instrument: enough to check an answer's form, nothing to tell whether it is right.
+    Keys, scores, tolerances and groups stay in the vault.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -190,7 +215,7 @@ class PublicInstrument(_message.Message):
     title: _builtins.str
     """For people."""
     version: _builtins.str
-    """Never reused with other content."""
+    """Never reused with other content; clients cache by it (Opened.instrument_version)."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublicItem]:
         """In the instrument's order."""
@@ -222,14 +247,14 @@ class PublicItem(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     MAX_LENGTH_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Unique within the instrument."""
+    """Unique within the instrument; at most 64 bytes of UTF-8."""
     type: Global___ItemType.ValueType
     """Decides which values are taken."""
     max_length: _builtins.int
-    """"text": characters; 0 = the general limit."""
+    """"text": characters; 0 = the general limit of 8 192 bytes, which holds beside any other."""
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"choice" and "choices": what may be chosen."""
+        """"choice" and "choices": what may be chosen; 1 to 64 options of at most 64 bytes, each once."""
 
     def __init__(
         self,
@@ -249,7 +274,9 @@ Global___PublicItem: _TypeAlias = PublicItem  # noqa: Y015
 
 @_typing.final
 class RegistryChunk(_message.Message):
-    """Entries of the registry, 20 bytes each, ascending by pseudonym: pseudonym (16), kind (1: 1 = pupil,
+    """What the platform may know of the codes: which there are, not whose.
+
+    Entries of the registry, 20 bytes each, ascending by pseudonym: pseudonym (16), kind (1: 1 = pupil,
     2 = class, 3 = reserve), seats (2, big-endian), status (1: 1 = live, 2 = revoked).
     """
 
@@ -273,7 +300,9 @@ Global___RegistryChunk: _TypeAlias = RegistryChunk  # noqa: Y015
 
 @_typing.final
 class WindowOrder(_message.Message):
-    """An order about the window. The spool keeps the highest version it was given."""
+    """An order about the window. The spool keeps the highest version it was given, so orders may come twice
+    or late. The spool's clock decides, no node's: a clock that is wrong elsewhere opens and closes nothing.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -288,13 +317,13 @@ class WindowOrder(_message.Message):
     version: _builtins.int
     """Rises with each order."""
     phase: Global___WindowPhase.ValueType
-    """What the spool lets through from now on."""
+    """What the spool lets through from now on, within the times below."""
     opens_at_ms: _builtins.int
     """Unix times in ms by the spool's clock; 0 = not scheduled."""
     closes_at_ms: _builtins.int
     """See opens_at_ms. Past closes_at + grace every commit is refused, whatever the phase says."""
     grace_ms: _builtins.int
-    """How long sessions started before closes_at may finish, in ms."""
+    """How long sessions started before closes_at may finish, in ms; at most a week."""
     def __init__(
         self,
         *,
@@ -315,7 +344,9 @@ Global___WindowOrder: _TypeAlias = WindowOrder  # noqa: Y015
 
 @_typing.final
 class NodeEnrolment(_message.Message):
-    """What a node asks for, signed with the key of its certificate (role ingest)."""
+    """What a node asks for, signed with the key of its certificate (role ingest). Written at each start of a
+    node; asked again until it is answered.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -328,7 +359,9 @@ class NodeEnrolment(_message.Message):
     node_name: _builtins.str
     """The name in its certificate's SAN, spiffe://pli/ingest/<name>."""
     node_public_key: _builtins.bytes
-    """HPKE public key made at the start of the node and held in memory only."""
+    """HPKE public key (raw, 1 216 bytes) made at the start of the node and held in memory only: an old
+    request that is played again gets an answer that nobody can open.
+    """
     requested_at_ms: _builtins.int
     """Unix time in ms; advisory."""
     def __init__(
@@ -349,7 +382,7 @@ Global___NodeEnrolment: _TypeAlias = NodeEnrolment  # noqa: Y015
 
 @_typing.final
 class SignedEnrolment(_message.Message):
-    """The request as it travels through spool and relay."""
+    """The request as it travels through spool and relay, which can neither change it nor use the answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -357,7 +390,7 @@ class SignedEnrolment(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     body: _builtins.bytes
-    """Serialised NodeEnrolment."""
+    """Serialised NodeEnrolment, exactly as signed."""
     signature: _builtins.bytes
     """ECDSA P-256 with SHA-256 over "pli/enrolment/v1" NUL body, DER."""
     certificate: _builtins.bytes
@@ -379,7 +412,9 @@ Global___SignedEnrolment: _TypeAlias = SignedEnrolment  # noqa: Y015
 
 @_typing.final
 class Enrolled(_message.Message):
-    """What the vault answers: the campaign's pseudonym key, for this node's memory only."""
+    """What the vault answers: the campaign's pseudonym key, for this node's memory only. Without it a node can
+    name no code, and is not ready; it is in no file, store or backup of the host.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -391,7 +426,7 @@ class Enrolled(_message.Message):
     node_key_id: _builtins.bytes
     """First 16 bytes of SHA-256 over node_public_key."""
     sealed_pseudonym_key: _builtins.bytes
-    """The pseudonym key (32 bytes) by HPKE to node_public_key,
+    """The pseudonym key (32 bytes; 1 168 when sealed) by HPKE to node_public_key,
     info = "pli/pseudonym-key/v1" NUL campaign_id NUL node_key_id.
     """
     def __init__(

@@ -3,6 +3,9 @@
 isort:skip_file
 What the vault hands to the platform before and during a campaign. Everything is signed by the
 vault's Ed25519 signing key, which nodes and relays pin by file; versions only rise.
+
+Whatever is here may be known to the host, and to anyone who breaks into it: nothing in it leads to a
+person, tells the right answer, or opens anything.
 """
 
 from collections import abc as _abc

@@ -29,6 +29,17 @@ class CampaignServiceStub:
     """Role: campaign-admin; GetCampaign also observer and operator. Each call is idempotent: repeated, it
     returns what the first one did. Needs the keys named at each call, else FAILED_PRECONDITION with
     reason VAULT_LOCKED.
+
+    Other statuses, each with a google.rpc.ErrorInfo (domain "pli"):
+    NOT_FOUND            no campaign of this id
+    FAILED_PRECONDITION  WRONG_STATE: right call, wrong moment of the campaign's life
+    ALREADY_EXISTS       a campaign of this id with other terms, or another roster
+    INVALID_ARGUMENT     INPUT_INVALID, for files with a google.rpc.BadRequest: one violation per fault,
+    `field` = file:line:column, `description` = the line for people; at most 20,
+    the number of all is `total` in the metadata of the ErrorInfo
+
+    Each act is finished, and noted in the audit log, even when the caller goes away: repeat the call to
+    learn the outcome. Counts are read from the database, never estimated.
     """
 
     def __init__(self, channel):
@@ -88,66 +99,83 @@ class CampaignServiceServicer:
     """Role: campaign-admin; GetCampaign also observer and operator. Each call is idempotent: repeated, it
     returns what the first one did. Needs the keys named at each call, else FAILED_PRECONDITION with
     reason VAULT_LOCKED.
+
+    Other statuses, each with a google.rpc.ErrorInfo (domain "pli"):
+    NOT_FOUND            no campaign of this id
+    FAILED_PRECONDITION  WRONG_STATE: right call, wrong moment of the campaign's life
+    ALREADY_EXISTS       a campaign of this id with other terms, or another roster
+    INVALID_ARGUMENT     INPUT_INVALID, for files with a google.rpc.BadRequest: one violation per fault,
+    `field` = file:line:column, `description` = the line for people; at most 20,
+    the number of all is `total` in the metadata of the ErrorInfo
+
+    Each act is finished, and noted in the audit log, even when the caller goes away: repeat the call to
+    learn the outcome. Counts are read from the database, never estimated.
     """
 
     def CreateCampaign(self, request, context):
         """Makes a campaign in DRAFT with fresh keys. Writes its secret S to every configured directory.
+        Repeated with the same terms it changes nothing; with others it is ALREADY_EXISTS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportRoster(self, request_iterator, context):
-        """Takes the roster whole or not at all. Identities must be unlocked.
+        """Takes the roster whole or not at all. Identities must be unlocked. A stream that is cut, or that
+        brings nothing for a minute, leaves nothing behind: import again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PutInstrument(self, request, context):
-        """Takes an instrument whole or not at all. Answers must be unlocked.
+        """Takes an instrument whole or not at all. Answers must be unlocked. Until publication it may be
+        replaced by another version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def IssueCodes(self, request, context):
-        """Makes one code per pupil who has none. Both scopes must be unlocked.
+        """Makes one code per pupil who has none. Both scopes must be unlocked. Cut off, it goes on where it
+        was when called again: no pupil gets two.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request, context):
-        """Signs the bundle; the platform loads it and the campaign becomes READY.
+        """Signs the bundle; the platform loads it and the campaign becomes READY. Returns at once: what is
+        still missing then is in `GetCampaignResponse.waiting_for`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def OpenWindow(self, request, context):
-        """Opens the window: READY to OPEN.
+        """Opens the window: READY to OPEN. Answers must be unlocked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseWindow(self, request, context):
-        """Closes the window: OPEN to CLOSING, and by itself to CLOSED and DRAINED.
+        """Closes the window: OPEN to CLOSING, and by itself to CLOSED and DRAINED. Answers must be unlocked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetCampaign(self, request, context):
-        """State and counts.
+        """State and counts; needs no keys, and may be asked every second.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Settle(self, request, context):
-        """Settles what has landed and scores it. May run at any time after OPEN. Answers must be unlocked.
+        """Settles what has landed and scores it. May run at any time after OPEN, and again: it takes only
+        what has landed since, and a late change makes a new version of a script. Answers must be unlocked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -213,6 +241,17 @@ class CampaignService:
     """Role: campaign-admin; GetCampaign also observer and operator. Each call is idempotent: repeated, it
     returns what the first one did. Needs the keys named at each call, else FAILED_PRECONDITION with
     reason VAULT_LOCKED.
+
+    Other statuses, each with a google.rpc.ErrorInfo (domain "pli"):
+    NOT_FOUND            no campaign of this id
+    FAILED_PRECONDITION  WRONG_STATE: right call, wrong moment of the campaign's life
+    ALREADY_EXISTS       a campaign of this id with other terms, or another roster
+    INVALID_ARGUMENT     INPUT_INVALID, for files with a google.rpc.BadRequest: one violation per fault,
+    `field` = file:line:column, `description` = the line for people; at most 20,
+    the number of all is `total` in the metadata of the ErrorInfo
+
+    Each act is finished, and noted in the audit log, even when the caller goes away: repeat the call to
+    learn the outcome. Counts are read from the database, never estimated.
     """
 
     @staticmethod

@@ -27,6 +27,13 @@ if _version_not_supported:
 
 class DepositServiceStub:
     """Spoken by relays over mTLS. While answers are locked every call is UNAVAILABLE: keep and retry.
+
+    Statuses, each with a google.rpc.ErrorInfo (domain "pli"):
+    UNAVAILABLE        VAULT_UNAVAILABLE: nothing was taken, or it is not known; the same again, later
+    PERMISSION_DENIED  FORBIDDEN: not a relay, or `relay` is not the name in its certificate
+    NOT_FOUND          no campaign of this id
+    INVALID_ARGUMENT   INPUT_INVALID: the request as a whole does not fit the campaign; nothing was taken
+    What is wrong with one block is no status but its verdict: poison does not stop the rest.
     """
 
     def __init__(self, channel):
@@ -59,11 +66,19 @@ class DepositServiceStub:
 
 class DepositServiceServicer:
     """Spoken by relays over mTLS. While answers are locked every call is UNAVAILABLE: keep and retry.
+
+    Statuses, each with a google.rpc.ErrorInfo (domain "pli"):
+    UNAVAILABLE        VAULT_UNAVAILABLE: nothing was taken, or it is not known; the same again, later
+    PERMISSION_DENIED  FORBIDDEN: not a relay, or `relay` is not the name in its certificate
+    NOT_FOUND          no campaign of this id
+    INVALID_ARGUMENT   INPUT_INVALID: the request as a whole does not fit the campaign; nothing was taken
+    What is wrong with one block is no status but its verdict: poison does not stop the rest.
     """
 
     def Deposit(self, request, context):
         """Takes blocks. Repeating a deposit is harmless: what is already there is DUPLICATE.
-        A block may leave the spool only after a verified receipt names it.
+        A block may leave the spool only after a verified receipt names it. The receipt is signed after
+        the blocks are on disk (fsync): what it names is there whatever crashes next.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,13 +86,14 @@ class DepositServiceServicer:
 
     def Sync(self, request, context):
         """Exchanges state: what the platform has applied, against what the vault wants. Every second or so.
+        Nothing in it is proof; proof is what the drain finds in the landing log.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FetchBundle(self, request, context):
-        """The current bundle, then the registry in chunks.
+        """The current bundle, then the registry in chunks. Cut off, it is asked for again from the start.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +139,13 @@ def add_DepositServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class DepositService:
     """Spoken by relays over mTLS. While answers are locked every call is UNAVAILABLE: keep and retry.
+
+    Statuses, each with a google.rpc.ErrorInfo (domain "pli"):
+    UNAVAILABLE        VAULT_UNAVAILABLE: nothing was taken, or it is not known; the same again, later
+    PERMISSION_DENIED  FORBIDDEN: not a relay, or `relay` is not the name in its certificate
+    NOT_FOUND          no campaign of this id
+    INVALID_ARGUMENT   INPUT_INVALID: the request as a whole does not fit the campaign; nothing was taken
+    What is wrong with one block is no status but its verdict: poison does not stop the rest.
     """
 
     @staticmethod

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ExportServiceStub:
-    """Named data for sworn agents. Both scopes must be unlocked.
+    """Named data for sworn agents. Both scopes must be unlocked, and stay so until the last byte: locking one
+    in the middle ends the stream with VAULT_LOCKED.
     """
 
     def __init__(self, channel):
@@ -43,11 +44,16 @@ class ExportServiceStub:
 
 
 class ExportServiceServicer:
-    """Named data for sworn agents. Both scopes must be unlocked.
+    """Named data for sworn agents. Both scopes must be unlocked, and stay so until the last byte: locking one
+    in the middle ends the stream with VAULT_LOCKED.
     """
 
     def Export(self, request, context):
         """Streams one file. The audit entry (who, what, why, how many) is on disk before the first byte.
+
+        FAILED_PRECONDITION when the file cannot be made whole: VAULT_LOCKED, or WRONG_STATE while codes
+        are missing or what has landed is not settled. A stream that ends with a status is no file: the
+        client throws away what it has, and asks again; that is another audit entry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +76,8 @@ def add_ExportServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExportService:
-    """Named data for sworn agents. Both scopes must be unlocked.
+    """Named data for sworn agents. Both scopes must be unlocked, and stay so until the last byte: locking one
+    in the middle ends the stream with VAULT_LOCKED.
     """
 
     @staticmethod

@@ -27,7 +27,12 @@ if _version_not_supported:
 
 class KeyServiceStub:
     """The vault starts locked. Answers and identities are unlocked apart: during collection only the
-    former is needed.
+    former is needed. Every attempt, refused or not, leaves an audit note.
+
+    Statuses, each with a google.rpc.ErrorInfo (domain "pli"):
+    PERMISSION_DENIED    FORBIDDEN: the passphrase or key file does not open the scope; why is not said
+    INVALID_ARGUMENT     INPUT_INVALID: no scope, or a passphrase missing, superfluous or too short
+    FAILED_PRECONDITION  CONFIGURATION: a key file is missing or open to others
     """
 
     def __init__(self, channel):
@@ -55,25 +60,33 @@ class KeyServiceStub:
 
 class KeyServiceServicer:
     """The vault starts locked. Answers and identities are unlocked apart: during collection only the
-    former is needed.
+    former is needed. Every attempt, refused or not, leaves an audit note.
+
+    Statuses, each with a google.rpc.ErrorInfo (domain "pli"):
+    PERMISSION_DENIED    FORBIDDEN: the passphrase or key file does not open the scope; why is not said
+    INVALID_ARGUMENT     INPUT_INVALID: no scope, or a passphrase missing, superfluous or too short
+    FAILED_PRECONDITION  CONFIGURATION: a key file is missing or open to others
     """
 
     def Unlock(self, request, context):
-        """Loads a scope's keys into memory.
+        """Loads a scope's keys into memory. One attempt at a time, each about a second long (Argon2id), so
+        that guessing does not pay; a client allows 30 s. The first one ever draws the scope's root key.
+        Repeated when unlocked, it opens the campaigns whose secret S has come back since.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Lock(self, request, context):
-        """Forgets them.
+        """Forgets them: the root key is overwritten, the rest let go. What is under way with them ends with
+        VAULT_LOCKED; relays get UNAVAILABLE and keep what they have.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetLockState(self, request, context):
-        """Says what is unlocked.
+        """Says what is unlocked. Roles: also campaign-admin, operator, observer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +120,12 @@ def add_KeyServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class KeyService:
     """The vault starts locked. Answers and identities are unlocked apart: during collection only the
-    former is needed.
+    former is needed. Every attempt, refused or not, leaves an audit note.
+
+    Statuses, each with a google.rpc.ErrorInfo (domain "pli"):
+    PERMISSION_DENIED    FORBIDDEN: the passphrase or key file does not open the scope; why is not said
+    INVALID_ARGUMENT     INPUT_INVALID: no scope, or a passphrase missing, superfluous or too short
+    FAILED_PRECONDITION  CONFIGURATION: a key file is missing or open to others
     """
 
     @staticmethod

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RehearsalServiceStub:
-    """Role: campaign-admin. A campaign of real pupils is refused: FAILED_PRECONDITION.
+    """Role: campaign-admin. A campaign of real pupils is refused: FAILED_PRECONDITION. With a ledger and its
+    key one could try answers against a vault; so only campaigns that were created as rehearsals have it.
     """
 
     def __init__(self, channel):
@@ -43,12 +44,14 @@ class RehearsalServiceStub:
 
 
 class RehearsalServiceServicer:
-    """Role: campaign-admin. A campaign of real pupils is refused: FAILED_PRECONDITION.
+    """Role: campaign-admin. A campaign of real pupils is refused: FAILED_PRECONDITION. With a ledger and its
+    key one could try answers against a vault; so only campaigns that were created as rehearsals have it.
     """
 
     def VerifyLedger(self, request_iterator, context):
         """Reads a ledger, compares it inside the vault with the settled scripts, and returns verdicts; no
-        content leaves. Answers must be unlocked; with identities unlocked, codes are compared too.
+        content leaves. Answers must be unlocked; with identities unlocked, codes are compared too. All
+        that landed must be settled, else FAILED_PRECONDITION / WRONG_STATE. Reads only; may be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +74,8 @@ def add_RehearsalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RehearsalService:
-    """Role: campaign-admin. A campaign of real pupils is refused: FAILED_PRECONDITION.
+    """Role: campaign-admin. A campaign of real pupils is refused: FAILED_PRECONDITION. With a ledger and its
+    key one could try answers against a vault; so only campaigns that were created as rehearsals have it.
     """
 
     @staticmethod

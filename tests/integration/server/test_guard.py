@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from time import monotonic
 
+import pytest
 import pytest_asyncio
 
 from pli.errors import Overloaded, PliError, Unavailable
@@ -19,12 +20,14 @@ from tests.support.raw_session import RawSession
 from tests.support.stores import ProgramStore
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 FOUND_WITHIN_SECONDS = 5.0
 LOADED_MACHINE_SECONDS = 5.0
 """The tests' own machine may be busy with other tests."""
 
 
-@pytest_asyncio.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
     async with Platform(tmp_path, store_of=ProgramStore) as running:
         await running.open_window()

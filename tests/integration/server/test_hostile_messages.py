@@ -14,7 +14,7 @@ from pli.rpc.client import typed
 from tests.support.platform import Platform
 from tests.support.raw_session import tls_channel
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 METHOD = "/pli.ingest.v1.IngestService/Submit"
 
 

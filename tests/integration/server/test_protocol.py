@@ -25,7 +25,7 @@ from pli.signing import RECEIPT, verify_node
 from tests.support.platform import Platform
 from tests.support.raw_session import RawSession
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from tests.support.platform import Platform
 from tests.support.raw_session import RawSession
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 UNKNOWN = "0000-0000-0000"
 
 

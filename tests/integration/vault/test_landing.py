@@ -20,7 +20,7 @@ from tests.support.sealing_node import SealedEpoch, Writer
 from vault.closings import load_closings
 from vault.epochs import OpenEpochs
 from vault.landing import Landing
-from vault.landing_log import LOG
+from vault.landing_log import LOG, verify_log
 from vault.merkle import consistency_proof, leaf_hash, root_of, verify_consistency
 from vault.quarantine import BLOCK, CLOSING, HEADER
 from vault.store.landing_tables import (
@@ -234,6 +234,15 @@ async def test_a_log_that_lost_a_block_does_not_fit_the_receipts(campaign: Landi
         lambda connection: connection.execute(delete(LANDING_LOG).where(LANDING_LOG.c.position == 2))
     )
     assert root_of(leaves_of(campaign)) != receipt.log_root
+    with pytest.raises(IntegrityError, match="3 blocks"):
+        campaign.database.read_now(lambda connection: verify_log(connection, campaign.campaign_id))
+
+
+async def test_a_log_that_nobody_touched_proves_its_head(campaign: LandingCampaign) -> None:
+    epoch = campaign.node().epoch()
+    receipt = await campaign.deposit(*(answered(epoch, campaign) for _ in range(5)), headers=[epoch.header])
+    head = campaign.database.read_now(lambda connection: verify_log(connection, campaign.campaign_id))
+    assert (head.size, head.root()) == (receipt.log_size, receipt.log_root)
 
 
 async def test_a_duplicate_does_not_grow_the_log(campaign: LandingCampaign) -> None:

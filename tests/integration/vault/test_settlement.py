@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import delete, select, update
+from sqlalchemy import Executable, delete, select, update
 
 from pli.errors import IntegrityError, StateError, VaultLocked
 from pli.ingest.v1.ingest_pb2 import Presence
@@ -25,6 +25,7 @@ from vault.settlement import Settlement, bounds, is_settled
 from vault.store.landing_tables import (
     EPOCH_HEADERS,
     LANDED_BLOCKS,
+    LANDING_LOG,
     RESULTS,
     SCRIPT_CONFLICTS,
     SCRIPTS,
@@ -429,6 +430,36 @@ async def test_a_landed_block_put_in_the_place_of_another_is_found(campaign: Lan
         await campaign.settle()
 
 
+async def test_a_block_put_in_the_place_of_its_conflict_is_found(campaign: LandingCampaign) -> None:
+    first, second = (Writer(pseudonym) for pseudonym in campaign.pupils[:2])
+    epoch = campaign.node().epoch()
+    block = epoch.block(first.sends(first.choose("a", "A")))
+    other = epoch.sealed(1, [second.sends(second.choose("a", "B"))])
+    await campaign.deposit(block, other, headers=[epoch.header])
+    campaign.database.write_now(lambda c: c.execute(update(LANDED_BLOCKS).values(block=other)))
+    with pytest.raises(IntegrityError, match="another block stands in the place"):
+        await campaign.settle()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        update(LANDING_LOG).where(LANDING_LOG.c.position == 1).values(records=3),
+        update(LANDING_LOG).where(LANDING_LOG.c.position == 1).values(digest=bytes(32)),
+        delete(LANDING_LOG).where(LANDING_LOG.c.position == 3),
+    ],
+    ids=["records", "digest", "shrunk"],
+)
+async def test_a_log_that_was_changed_after_settlement_is_found_by_the_next_one(
+    campaign: LandingCampaign, change: Executable
+) -> None:
+    await landed_in_many_partitions(campaign)
+    await campaign.settle()
+    campaign.database.write_now(lambda c: c.execute(change))
+    with pytest.raises(IntegrityError, match="does not fit its root"):
+        await campaign.settle()
+
+
 async def test_a_landed_block_that_is_gone_is_found(campaign: LandingCampaign) -> None:
     await landed_in_many_partitions(campaign)
     campaign.database.write_now(lambda c: c.execute(delete(LANDED_BLOCKS).where(LANDED_BLOCKS.c.position == 1)))
@@ -511,14 +542,14 @@ async def test_a_second_vault_that_settles_the_same_campaign_is_refused(place: L
         if not rival:
             rival.append(loop.create_task(other.settle(campaign.campaign_id)))
 
-    outcomes = await asyncio.gather(
+    mine = await asyncio.gather(
         Settlement(campaign.database, campaign.keyring, partition_records=3, on_stored=begin_rival).settle(
             campaign.campaign_id
         ),
         return_exceptions=True,
     )
-    outcomes += await asyncio.gather(*rival, return_exceptions=True)
-    refused = [outcome for outcome in outcomes if outcome is not None]
+    others = await asyncio.gather(*rival, return_exceptions=True)
+    refused = [outcome for outcome in (*mine, *others) if outcome is not None]
     assert all(isinstance(outcome, StateError) for outcome in refused), refused
     counts = await campaign.settle(partition_records=3)
     assert (counts.settled, counts.duplicate) == (48, 0)

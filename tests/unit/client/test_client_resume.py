@@ -502,6 +502,31 @@ async def test_a_session_gives_up_after_its_time_and_goes_on_from_there_when_it_
         await given
 
 
+async def test_the_time_after_which_a_session_gives_up_starts_anew_with_each_progress() -> None:
+    async def first(stream: ScriptedStream) -> None:
+        await stream.let_in()
+        await stream.answers_up_to(2)
+        await stream.lose()
+
+    async def progress(stream: ScriptedStream) -> None:
+        await stream.let_in(opening=2)
+        await stream.answers_up_to(2)
+        await stream.ack(1)
+        await stream.lose()
+
+    async def last(stream: ScriptedStream) -> None:
+        await stream.let_in(opening=3, durable_seq=1)
+        await stream.answers_up_to(2)
+        await stream.ack(2)
+
+    clock = Clock()
+    scripts = [first, *[lost_at_once] * 3, progress, *[lost_at_once] * 2, last]
+    async with ScriptedIngest(*scripts) as peer, session_of(peer, clock=clock, give_up_seconds=0.7) as session:
+        await session.answer("one", choice="A")
+        await (await session.answer("one", choice="B"))
+    assert clock.now > 0.7
+
+
 async def test_a_platform_that_lets_in_and_settles_nothing_is_given_up_too() -> None:
     async def script(stream: ScriptedStream) -> None:
         await stream.let_in(opening=stream.number)
@@ -544,6 +569,29 @@ async def test_a_spool_that_went_back_in_time_is_given_everything_again() -> Non
     assert peer.streams[1].open.acked_seq == 3
     assert [list(answer.choices.options) for message in again for answer in message.answers] == [["B"], ["C"]]
     assert {answer.opening for message in again for answer in message.answers} == {1}
+
+
+async def test_what_is_sent_again_stays_within_the_window_too() -> None:
+    async def first(stream: ScriptedStream) -> None:
+        await stream.let_in(max_in_flight=2)
+        for seq in range(1, 6):
+            await stream.answers_up_to(seq)
+            await stream.ack(seq)
+        await stream.lose()
+
+    async def second(stream: ScriptedStream) -> None:
+        await stream.let_in(opening=2, max_in_flight=2)
+        for last_seq in (2, 4, 5):
+            await stream.answers_up_to(last_seq)
+            await stream.nothing()
+            await stream.ack(last_seq)
+
+    told = Told()
+    async with ScriptedIngest(first, second) as peer, session_of(peer, on_event=told) as session:
+        for _ in range(5):
+            await (await session.answer("one", choice="A"))
+        await told.wait_for(SpoolWentBack)
+        await session.flush()
 
 
 async def test_where_the_count_of_openings_went_back_the_code_is_opened_until_it_has_caught_up() -> None:

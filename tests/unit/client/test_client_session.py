@@ -231,6 +231,16 @@ async def test_a_finish_that_the_platform_counts_otherwise_stops_the_session_lou
             await session.finish()
 
 
+async def test_a_receipt_before_the_finish_is_acknowledged_is_not_believed() -> None:
+    async def script(stream: ScriptedStream) -> None:
+        await stream.let_in()
+        await stream.finished(receipt_of(await stream.finish()))
+
+    async with ScriptedIngest(script) as peer, session_of(peer) as session:
+        with pytest.raises(IntegrityError, match="not acknowledged"):
+            await session.finish()
+
+
 @pytest.mark.parametrize("claim", ["ack", "reject", "expect", "finished", "opened"])
 async def test_a_platform_that_speaks_of_what_was_never_sent_is_not_believed(claim: str) -> None:
     async def script(stream: ScriptedStream) -> None:
