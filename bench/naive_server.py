@@ -30,7 +30,7 @@ class NaiveService(IngestServiceServicer):
     def __init__(self, redis: Redis) -> None:
         self._hset = cast(Callable[..., Awaitable[int]], redis.hset)
 
-    async def Submit(  # type: ignore[override]  # noqa: N802  # an async generator, which the stubs do not model
+    async def Submit(  # noqa: N802  # an async generator, which the stubs do not model
         self,
         request_iterator: AsyncIterator[SubmitRequest],
         context: Any,  # noqa: ARG002

@@ -41,8 +41,8 @@ DOMAIN = "pli"
 
 MAX_MESSAGE_CHARACTERS = 2_000
 MAX_FAULTS_BYTES = 8_000
-"""A status travels in the trailers, and a peer drops a call whose trailers pass its limit on metadata:
-so a message and the list of faults beside it are cut to what `pli.rpc.client` takes."""
+"""A status travels in the trailers, and a peer drops a call whose trailers pass its limit on metadata
+(16 kB where nothing is set): so a message and the list of faults beside it are cut."""
 
 
 class PliError(Exception):

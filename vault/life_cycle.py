@@ -210,28 +210,33 @@ class LifeCycle:
     async def _advance(self, campaign_id: str) -> None:
         """Carries on what is under way, and begins what is due, until neither is left."""
         while await self._carry_on(campaign_id):
+            if await self._database.read(lambda connection: self._due(find(connection, campaign_id))) is None:
+                return
             begun = await self._database.write(lambda connection: self._begin_due(connection, campaign_id))
             if begun is None:
                 return
             await self._announce(begun)
 
+    def _due(self, campaign: Campaign) -> State | None:
+        """The state that time or the platform leads to next, if it is time."""
+        window, now_ms = window_of(read_order(campaign)), self._clock_ms()
+        if campaign.state == State.OPEN and window.closes_at_ms != NO_TIME and now_ms >= window.closes_at_ms:
+            return State.CLOSING
+        if campaign.state == State.CLOSING and window.has_ended(now_ms):
+            return State.CLOSED
+        return State.DRAINED if campaign.state == State.CLOSED else None
+
     def _begin_due(self, connection: Connection, campaign_id: str) -> Transition | None:
         campaign = find(connection, campaign_id)
-        window, now_ms = window_of(read_order(campaign)), self._clock_ms()
-        to_state: State | None = None
-        if campaign.state == State.OPEN and window.closes_at_ms != NO_TIME and now_ms >= window.closes_at_ms:
-            to_state = State.CLOSING
-        elif campaign.state == State.CLOSING and window.has_ended(now_ms):
-            to_state = State.CLOSED
-        elif campaign.state == State.CLOSED:
-            return self._intend(connection, campaign, State.DRAINED, Terms(VAULT_ITSELF))
+        to_state = self._due(campaign)
         if to_state is None:
             return None
+        if to_state is State.DRAINED:
+            return self._intend(connection, campaign, to_state, Terms(VAULT_ITSELF))
         # A step that nothing can sign is not begun: it would stand in the way of a person's.
         self._keyring.answers(campaign_id)
-        return self._intend(
-            connection, campaign, to_state, Terms(VAULT_ITSELF, 0, next_version(connection, campaign), window)
-        )
+        terms = Terms(VAULT_ITSELF, 0, next_version(connection, campaign), window_of(read_order(campaign)))
+        return self._intend(connection, campaign, to_state, terms)
 
     # Steps
 

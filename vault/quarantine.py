@@ -22,7 +22,7 @@ def quarantine(
     `reason` is a sentence of pli's own and holds nothing of the content.
     """
     digest = sha256(content).digest()
-    log.error("quarantined", campaign=campaign_id, shard=shard, kind=kind, digest=digest.hex()[:16], why=reason)
+    log.error(f"{kind}_quarantined", campaign=campaign_id, shard=shard, block=digest.hex()[:16], why=reason)
     place = (QUARANTINE.c.campaign_id == campaign_id, QUARANTINE.c.digest == digest)
     if connection.execute(select(QUARANTINE.c.kind).where(*place)).one_or_none() is not None:
         return

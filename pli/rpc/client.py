@@ -14,20 +14,13 @@ DETAILS = "grpc-status-details-bin"
 MAX_RECEIVE_BYTES = 8 * 1024 * 1024
 """A deposit's receipt or a part of the registry stays far below."""
 
-MAX_METADATA_BYTES = 64 * 1024
-"""gRPC drops a call at random above its own 8 kB; a status with the faults of a roster takes twice that."""
-
-
 def channel(
     target: str, credentials: grpc.ChannelCredentials, options: Sequence[tuple[str, int | str]] = ()
 ) -> grpc.aio.Channel:
     """A channel between processes, or of a person."""
-    defaults: list[tuple[str, int | str]] = [
-        ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-    ]
-    return grpc.aio.secure_channel(target, credentials, [*defaults, *options])
+    return grpc.aio.secure_channel(
+        target, credentials, [("grpc.max_receive_message_length", MAX_RECEIVE_BYTES), *options]
+    )
 
 
 def typed(error: grpc.aio.AioRpcError) -> PliError:

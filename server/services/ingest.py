@@ -98,8 +98,11 @@ class IngestService(IngestServiceServicer):
             return
 
     async def _serve(self, context: Context) -> None:
+        # Read before anything is refused: a client whose first write meets the end of its stream never
+        # sees the status (gRPC makes it INTERNAL).
+        first = await self._first(context)
         intake = self._ready()
-        session = await self._open(intake, await self._first(context), context)
+        session = await self._open(intake, first, context)
         if session is None:
             return
         try:

@@ -121,6 +121,11 @@ class CuttingProxy:
         """Connections that found nobody behind the proxy, or were open at the end."""
         self.address = ""
 
+    @property
+    def open_connections(self) -> int:
+        """How many there are at this moment."""
+        return len(self._pipes)
+
     def plan(self, *cuts: Cut) -> None:
         """The next connections get these, in order."""
         self._plans.extend(cuts)

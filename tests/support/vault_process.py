@@ -106,7 +106,11 @@ class VaultProcess:
     # The process
 
     async def start(self, environ: Mapping[str, str] | None = None) -> None:
-        """Starts it and waits until it is ready."""
+        """Starts it and waits until it is ready. One that ran before must have ended."""
+        await self._hang_up()
+        if self.process is not None:
+            assert self.process.status is not None
+            await self.process.stop()
         self.process = Child.module("vault.main.vault", "--config", str(self.config), log=self.log, environ=environ)
         facts = await self.process.ready()
         assert facts["ready"] == "vault"
@@ -176,9 +180,9 @@ class VaultProcess:
     def rehearsals(self) -> Any:
         return rehearsal_pb2_grpc.RehearsalServiceStub(self.channel(CAMPAIGN_ADMIN, "ada"))
 
-    async def serving(self) -> bool:
-        """What its health service says."""
-        stub: Any = health_pb2_grpc.HealthStub(self.channel(OBSERVER, "oscar"))
+    async def serving(self, role: str = OBSERVER, name: str = "oscar") -> bool:
+        """What its health service says, on this person's or process's channel."""
+        stub: Any = health_pb2_grpc.HealthStub(self.channel(role, name))
         response = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
         return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 

@@ -49,6 +49,7 @@ from pli.vault.v1 import (
 )
 from vault.audit import VAULT_ITSELF, WHOLE_VAULT, Audit
 from vault.campaign_secret import SecretCopies
+from vault.campaigns import list_campaigns
 from vault.config import VaultSettings
 from vault.epochs import OpenEpochs
 from vault.keyring import KeyRing
@@ -114,6 +115,7 @@ class Domain:
             argon2=settings.argon2,
             random_bytes=os.urandom,
         )
+        _check_same_day(database, keystore)
         audit = Audit(database, keyring, clock_ms)
         return cls(
             database,
@@ -217,6 +219,16 @@ def _open_database(path: Path) -> Engine:
     with own_errors():
         upgrade(engine)
     return engine
+
+
+def _check_same_day(database: Database, keystore: Keystore) -> None:
+    """Keys are written before the row: a row without keys means that one of the two is of another day."""
+    known = {campaign.campaign_id for campaign in database.read_now(list_campaigns)}
+    if without_keys := sorted(known - keystore.campaigns()):
+        raise ConfigError(
+            f"the database holds campaign {', '.join(without_keys)}, the keystore has no keys for it; "
+            "restore database and keystore of the same day"
+        )
 
 
 def _check_certificate(files: TlsFiles) -> None:

@@ -207,7 +207,7 @@ async def test_two_workers_share_the_sessions_and_a_second_device_ends_the_first
                 group.create_task(displaced(platform, code))
 
         async def all_counted() -> bool:
-            opened = [row["opened"] for row in (await platform.workers()).values()]
+            opened: list[int] = [row["opened"] for row in (await platform.workers()).values()]
             return sum(opened) == 80 and min(opened) > 0
 
         await until(all_counted, "80 openings, spread over both workers")

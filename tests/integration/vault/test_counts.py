@@ -24,7 +24,7 @@ def place(tmp_path: Path) -> Iterator[LandingPlace]:
 async def test_every_count_is_what_it_says(place: LandingPlace) -> None:
     campaign = place.campaign()
     first, second, stranger = Writer(campaign.pupils[0]), Writer(campaign.pupils[1]), Writer(b"s" * 16)
-    twin = Writer(first.pseudonym, first.writer)
+    twin = Writer(second.pseudonym, second.writer)
     records = [first.choose("a", "A"), first.choose("b", "B"), first.finish()]
     epoch = campaign.node().epoch()
     blocks = [

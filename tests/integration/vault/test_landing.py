@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import delete, select, update
+from structlog.testing import capture_logs
 
 from pli.blocks import block_hash
 from pli.closings import ClosedEpoch, write_closing
 from pli.errors import InputError, IntegrityError, NotFound, PliError, VaultLocked
+from pli.process import LOG_FIELDS
 from pli.signing import DEPOSIT_RECEIPT, ENROLLED, verify
 from pli.vault.v1.deposit_pb2 import DepositReceipt, DepositRequest, Verdict
 from tests.support.landing_place import NOW_MS, LandingCampaign, LandingPlace, landing_place
@@ -169,6 +171,16 @@ async def test_poison_is_kept_and_stops_nothing(campaign: LandingCampaign) -> No
     assert sorted(quarantined(campaign)) == sorted([(HEADER, b"no header"), *((BLOCK, content) for content in poison)])
     assert campaign.counts().quarantined_blocks == 5
     assert campaign.counts().landed_blocks == 3
+
+
+async def test_an_incident_is_logged_by_reason_and_hash_and_shows_nothing_of_the_content(
+    campaign: LandingCampaign,
+) -> None:
+    with capture_logs() as logged:
+        await campaign.deposit(b"MARKER of a block", headers=[b"MARKER of a header"], closings=[b"MARKER of a closing"])
+    assert [entry["event"] for entry in logged] == ["header_quarantined", "block_quarantined", "closing_quarantined"]
+    assert all(set(entry) - {"log_level"} <= LOG_FIELDS for entry in logged)
+    assert "MARKER" not in str(logged)
 
 
 async def test_the_same_poison_again_is_kept_once(campaign: LandingCampaign) -> None:

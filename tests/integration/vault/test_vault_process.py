@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import secrets
+import signal
 import socket
 import sqlite3
 import stat
@@ -336,6 +337,22 @@ async def test_sigterm_under_load_ends_with_0_within_10_seconds(vault: VaultProc
     assert (await vault.status()).counts.landed >= sum(len(receipt.blocks) * 50 for receipt in receipts)
 
 
+async def test_sigterm_lets_running_calls_finish(vault: VaultProcess) -> None:
+    await vault.fill()
+    await publish(vault)
+    platform = await platform_of(vault)
+    platform.node().commit(5)
+    with held_database(vault):
+        depositing = asyncio.ensure_future(vault.deposits.Deposit(platform.deposit()))
+        # On the same connection, hence answered after the deposit has begun.
+        assert await vault.serving(RELAY, RELAY_NAME)
+        vault.running.send(signal.SIGTERM)
+        await until(lambda: _logs(vault, "draining"), "the vault to drain")
+    receipt = DepositReceipt.FromString((await depositing).receipt.body)
+    assert [verdict.verdict for verdict in receipt.blocks] == [Verdict.VERDICT_NEW]
+    assert await vault.running.ended() == 0
+
+
 async def test_sigterm_does_not_wait_for_an_upload_that_never_ends(tmp_path: Path) -> None:
     async with VaultProcess(tmp_path / "vault", drain_ms=500) as vault:
         await vault.create()
@@ -379,8 +396,10 @@ async def test_a_disk_that_takes_no_more_is_said_by_health_and_passes(vault: Vau
     platform = await platform_of(vault)
     assert await vault.serving()
     everything = resource.prlimit(vault.running.pid, resource.RLIMIT_FSIZE)
-    # No file of the process may grow beyond a byte: every write to the database fails.
-    resource.prlimit(vault.running.pid, resource.RLIMIT_FSIZE, (1, everything[1]))
+    # Enough for the log it writes, and less than what the database's log has grown to: no write succeeds.
+    limit = vault.log.stat().st_size + 65_536
+    assert database_file(vault).with_name("vault.sqlite3-wal").stat().st_size > limit
+    resource.prlimit(vault.running.pid, resource.RLIMIT_FSIZE, (limit, everything[1]))
     platform.node().commit(5)
     assert isinstance(await refusal(vault.deposits.Deposit(platform.deposit())), VaultUnavailable)
     await until(lambda: _is_serving(vault, expected=False), "health to say NOT_SERVING")
@@ -521,6 +540,18 @@ async def test_a_damaged_keystore_is_not_taken_for_an_empty_one(vault: VaultProc
     assert (status, "keystore.json is damaged; restore it from a backup" in output) == (2, True), output
 
 
+async def test_a_keystore_of_another_day_than_the_database_is_refused(vault: VaultProcess) -> None:
+    keystore = vault.directory / "state" / "keystore" / "keystore.json"
+    of_the_day_before = keystore.read_bytes()
+    await vault.create()
+    await vault.kill()
+    keystore.write_bytes(of_the_day_before)
+    status, output = await why(vault.config, vault.log)
+    assert status == 2
+    assert f"the database holds campaign {CAMPAIGN}, the keystore has no keys for it; restore database" in output
+    assert keystore.read_bytes() == of_the_day_before
+
+
 async def test_a_key_file_that_was_lost_is_not_replaced_by_one_that_opens_nothing(vault: VaultProcess) -> None:
     await vault.kill()
     (vault.directory / "keys" / "answers.key").unlink()
@@ -545,6 +576,10 @@ async def _closed(vault: VaultProcess, platform: PlayedPlatform) -> bool:
 
 async def _is_serving(vault: VaultProcess, *, expected: bool) -> bool:
     return await vault.serving() is expected
+
+
+async def _logs(vault: VaultProcess, event: str) -> bool:
+    return f'"event": "{event}"' in vault.running.output()
 
 
 async def _poll(vault: VaultProcess) -> None:

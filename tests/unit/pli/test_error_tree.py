@@ -169,8 +169,9 @@ def test_nothing_noted_is_nothing_raised() -> None:
     FaultList("roster.csv").raise_if_any()
 
 
-@given(st.text(min_size=61, max_size=5_000), st.integers(1, 40))
-def test_however_long_names_and_values_are_a_status_fits_into_the_trailers(text: str, count: int) -> None:
+@given(st.text(min_size=20, max_size=50), st.integers(1, 40))
+def test_however_long_names_and_values_are_a_status_fits_into_the_trailers(piece: str, count: int) -> None:
+    text = piece * 500
     faults = FaultList(text)
     for line in range(count):
         faults.add(line, text, text, "rule " * 40)
