@@ -44,6 +44,7 @@ SUPERSEDED_SECONDS = 5.0
 """After `Notice{superseded}` the node still says what it had stored, then ends the stream; a client that
 the end does not reach waits no longer than this for it."""
 
+STOPPING = "the node behind this stream is stopping"
 SUPERSEDED = "this code was opened again, here or on another device; open it here again to go on"
 
 
@@ -104,7 +105,7 @@ class Link:
             PliError: the session stops here; nothing is forgotten.
         """
         self.welcome = self._superseded = self._window_closed = False
-        self._stuck_since = None
+        self._stuck_since = self._resume_at = None
         self._backoff.reset()
         while self.receipt is None:
             self._opened = self._silent = self._catching_up = False
@@ -216,6 +217,7 @@ class Link:
                     self._stuck_since = None
                     self._backoff.reset()
                     self._wake.set()
+                self._leave_drained()
             case "rejected":
                 self._queue.reject(response.rejected.seq, response.rejected.reason)
                 self._told_rejected(response.rejected)
@@ -242,11 +244,17 @@ class Link:
                 self._silent = True
                 wait = notice.drain.reconnect_after_ms / 1000
                 self._resume_at = self._ports.monotonic() + wait
-                leaving = StreamEnded(Draining("the node behind this stream is stopping"), again=True, told=True)
+                leaving = StreamEnded(Draining(STOPPING), again=True, told=True)
                 loop.call_later(wait, stream.cut, leaving)
                 self._emit(DrainTold(notice.drain.reconnect_after_ms))
+                self._leave_drained()
             case "closing":
                 self._emit(ClosingTold(notice.closing.until_ms))
+
+    def _leave_drained(self) -> None:
+        # A node that drains waits for its streams: with nothing in flight there is nothing to stay for.
+        if self._resume_at is not None and not self._queue.in_flight:
+            raise StreamEnded(Draining(STOPPING), again=True, told=True)
 
     def _told_rejected(self, rejected: Rejected) -> None:
         self._emit(RejectionTold(rejected.seq, rejected.reason))

@@ -79,6 +79,11 @@ class AnswerQueue:
         return self.last_seq - self.durable_seq
 
     @property
+    def in_flight(self) -> int:
+        """How many numbers went out on this stream and are not settled."""
+        return self._next_seq - 1 - self.durable_seq
+
+    @property
     def finish_seq(self) -> int:
         """The number of the finish; 0 before there is one."""
         return self._finish_seq

@@ -24,6 +24,8 @@ RECONNECT_MAX_MS = 1_000
 """gRPC's own pause between two attempts to connect. It matters for a channel that was handed in: one
 of the session's own is made anew instead, so that its pauses alone decide."""
 
+_Call = grpc.aio.StreamStreamCall[SubmitRequest, SubmitResponse]
+
 _TRANSPORT = frozenset(
     {
         StatusCode.UNAVAILABLE, StatusCode.UNKNOWN, StatusCode.INTERNAL, StatusCode.CANCELLED,
@@ -139,7 +141,7 @@ class Stream:
     __slots__ = ("_call", "_cut", "_stall_seconds", "_unanswered_since", "_watch")
 
     def __init__(self, channel: grpc.aio.Channel, stall_seconds: float) -> None:
-        self._call = IngestServiceStub(channel).Submit()
+        self._call: _Call | None = IngestServiceStub(channel).Submit()
         self._cut: Exception | None = None
         self._stall_seconds = stall_seconds
         self._unanswered_since: float | None = None
@@ -151,13 +153,17 @@ class Stream:
         Raises:
             StreamEnded: there will be none, or it did not come in time.
         """
+        response: SubmitResponse | None = None
         try:
             async with asyncio.timeout(timeout_seconds):
                 await self.send(SubmitRequest(open=request))
                 response = await self.receive()
         except TimeoutError:
+            # Not chained: see `receive`.
+            pass
+        if response is None:
             late = Unavailable(f"the platform did not answer within {timeout_seconds:g} s")
-            raise StreamEnded(late, again=True, told=False) from None
+            raise StreamEnded(late, again=True, told=False)
         if not response.HasField("opened"):
             raise StreamEnded(StreamViolation("the platform did not begin with Opened"), again=False, told=True)
         return response.opened
@@ -166,7 +172,7 @@ class Stream:
         """Writes one message. False when the stream is over; `receive` says why."""
         self._expect_an_answer()
         try:
-            await self._call.write(request)
+            await self._live_call().write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return False
         except asyncio.CancelledError:
@@ -182,34 +188,48 @@ class Stream:
             StreamEnded: there is none.
             Exception: what `cut` was given.
         """
+        # Errors are raised outside of the handlers: what the application keeps must not keep the call
+        # alive by its traceback, and with it the connection.
+        failure: Exception
         try:
-            response = await self._call.read()
+            response = await self._live_call().read()
         except grpc.aio.AioRpcError as error:
-            raise self._cut or ended_by(error) from error
+            failure = ended_by(error)
         except asyncio.CancelledError:
             # gRPC raises this, too, when the call or its channel was closed on this side.
             if _this_task_is_cancelled():
                 raise
-            gone = StreamEnded(Unavailable("the channel was closed on this side"), again=True, told=False)
-            raise self._cut or gone from None
-        if isinstance(response, SubmitResponse):
-            self._unanswered_since = None
-            return response
-        if response is None:
-            raise StreamEnded(StreamViolation("the platform sent what is no message"), again=False, told=True)
-        raise self._cut or StreamEnded(Unavailable("the platform ended the stream"), again=True, told=False)
+            failure = StreamEnded(Unavailable("the channel was closed on this side"), again=True, told=False)
+        else:
+            if isinstance(response, SubmitResponse):
+                self._unanswered_since = None
+                return response
+            if response is None:
+                violation = StreamViolation("the platform sent what is no message")
+                failure = StreamEnded(violation, again=False, told=True)
+            else:
+                failure = StreamEnded(Unavailable("the platform ended the stream"), again=True, told=False)
+        raise self._cut or failure
 
     def cut(self, error: Exception) -> None:
         """Ends the stream on this side; `receive` raises `error`."""
         if self._cut is None:
             self._cut = error
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
     def close(self) -> None:
-        """Ends the stream and its timer. Harmless when repeated."""
+        """Ends the stream and its timer, and lets go of the connection. Harmless when repeated."""
         if self._watch is not None:
             self._watch.cancel()
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _live_call(self) -> _Call:
+        if self._call is None:
+            raise StateError("this stream was closed")
+        return self._call
 
     def _expect_an_answer(self) -> None:
         if self._unanswered_since is None:

@@ -24,6 +24,7 @@ from server.relay import Relay
 from server.store.keys import ShardKeys
 from server.store.relay_spool import RelaySpool
 from server.store.spool import connect
+from server.vault_client import VaultClient
 
 log = structlog.get_logger()
 
@@ -42,7 +43,8 @@ async def serve(settings: RelaySettings) -> None:
         shards = [
             RelaySpool(redis, ShardKeys(settings.campaign_id, shard), settings.name) for shard in range(settings.shards)
         ]
-        relay = Relay(settings, shards, DepositServiceStub(vault), vault_key, time.monotonic, os.urandom)
+        client = VaultClient(DepositServiceStub(vault), vault_key, settings.call_timeout_ms)
+        relay = Relay(settings, shards, client, time.monotonic, os.urandom)
         carrying = asyncio.create_task(relay.run())
         say_ready("relay")
         stopping = asyncio.create_task(stop.wait())

@@ -447,7 +447,7 @@ async def test_a_store_that_the_vault_does_not_know_is_not_adopted(scene: Scene)
     await scene.store.administer("DEL", scene.shard.keys.marker)
 
     async def empty_too() -> bool:
-        return "is empty than the vault knows" in scene.output()
+        return "is empty, not the one that the vault knows" in scene.output()
 
     await until(empty_too, "the wiped store to be refused")
     assert scene.service.deposits == []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Executable, delete, select, update
+from sqlalchemy import Connection, Executable, delete, select, update
 
 from pli.errors import IntegrityError, StateError, VaultLocked
 from pli.ingest.v1.ingest_pb2 import Presence
@@ -19,7 +20,10 @@ from pli.vault.v1.campaign_pb2 import CampaignCounts
 from pli.vault.v1.deposit_pb2 import Verdict
 from tests.support.landing_place import LandingCampaign, LandingPlace, landing_place
 from tests.support.sealing_node import Section, Writer
+from tests.support.waiting import until
 from vault.epochs import OpenEpochs
+from vault.keyring import AnswerKeys
+from vault.opening import OpeningEpoch
 from vault.progress import last_run
 from vault.settlement import Settlement, bounds, is_settled
 from vault.store.landing_tables import (
@@ -36,6 +40,18 @@ from vault.store.landing_tables import (
 
 class CutOff(Exception):
     """What a test ends a settlement with."""
+
+
+class HookedEpochs(OpenEpochs):
+    """Epochs that do something first whenever a merge asks for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_find: Callable[[], None] = lambda: None
+
+    def find(self, connection: Connection, keys: AnswerKeys, epoch_id: bytes) -> OpeningEpoch | None:
+        self.before_find()
+        return super().find(connection, keys, epoch_id)
 
 
 @pytest.fixture
@@ -198,7 +214,13 @@ def played(campaign: LandingCampaign, random: Random) -> list[Section]:
 
 
 @given(seed=st.integers(0, 2**32), orders=st.lists(st.integers(0, 2**32), min_size=2, max_size=2, unique=True))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# Shrinking would go on for minutes: each example is a whole vault. The seeds that failed are printed.
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_any_order_any_copies_and_any_runs_give_the_same_scripts_and_sums(
     tmp_path_factory: pytest.TempPathFactory, seed: int, orders: Sequence[int]
 ) -> None:
@@ -318,33 +340,62 @@ async def test_settling_ends_though_deposits_go_on(campaign: LandingCampaign) ->
     writer = Writer(campaign.pupils[0])
     epoch = campaign.node().epoch()
     await campaign.deposit(epoch.block(writer.sends(writer.choose("a", "A"))), headers=[epoch.header])
-    loop = asyncio.get_running_loop()
-    more: list[asyncio.Task[object]] = []
+    others = campaign.place.landing()
+    landed = 1
 
     def another_lands(_campaign_id: str, _partition: int) -> None:
-        assert len(more) < 5, "settling what landed meanwhile, for ever"
-        block = epoch.block(writer.sends(writer.choose("a", "B")))
-        more.append(loop.create_task(campaign.deposit(block)))
+        nonlocal landed
+        assert landed < 4, "settling what landed meanwhile, for ever"
+        landed += 1
+        request = campaign.request(epoch.block(writer.sends(writer.choose("a", "B"))))
+        relay = threading.Thread(target=lambda: asyncio.run(others.deposit(request)))
+        relay.start()
+        relay.join()
 
-    async with asyncio.timeout(30):
-        await Settlement(campaign.database, campaign.keyring, on_stored=another_lands).settle(campaign.campaign_id)
-    await asyncio.gather(*more)
-    assert campaign.counts().settled == 1
+    await campaign.settle(on_stored=another_lands)
+    assert (campaign.counts().landed, campaign.counts().settled) == (2, 1)
     assert (await campaign.settle()).settled == 2
 
 
 async def test_a_caller_that_goes_away_leaves_a_settlement_that_can_go_on_at_once(place: LandingPlace) -> None:
     campaign = place.campaign(pupils=12)
     await landed_in_many_partitions(campaign)
-    reached = asyncio.Event()
-    settlement = Settlement(
-        campaign.database, campaign.keyring, partition_records=3, on_stored=lambda _campaign, _partition: reached.set()
-    )
+    epochs, gate = HookedEpochs(), threading.Event()
+    merging, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        merging.set()
+        assert go_on.wait(20)
+
+    epochs.before_find = hold
+    settlement = Settlement(campaign.database, campaign.keyring, epochs, partition_records=3)
     running = asyncio.create_task(settlement.settle(campaign.campaign_id))
-    await reached.wait()
+    assert await asyncio.to_thread(merging.wait, 20)
+    # The one writer is busy with something else, so that the partition waits to be stored.
+    occupied = threading.Event()
+
+    def occupy(_connection: Connection) -> bool:
+        occupied.set()
+        return gate.wait(20)
+
+    busy = asyncio.create_task(campaign.database.write(occupy))
+    assert await asyncio.to_thread(occupied.wait, 20)
+    go_on.set()
+
+    async def waits_to_be_stored() -> bool:
+        return campaign.database._writer._work_queue.qsize() == 1
+
+    await until(waits_to_be_stored, "the partition to wait for the writer")
     running.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not running.done(), "the next to settle would find this partition neither stored nor begun"
+    gate.set()
     with pytest.raises(asyncio.CancelledError):
         await running
+    assert await busy
+    run = campaign.database.read_now(lambda connection: last_run(connection, campaign.campaign_id))
+    assert run.next_partition == 1
     await settlement.settle(campaign.campaign_id)
     assert campaign.counts().settled == 48
     assert settled(campaign)
@@ -512,46 +563,67 @@ async def test_sums_that_do_not_agree_are_said_aloud(campaign: LandingCampaign, 
     assert not settled(campaign)
 
 
-async def test_locking_ends_a_settlement_and_leaves_no_key_behind(place: LandingPlace) -> None:
+async def test_locking_ends_a_settlement_between_two_partitions(place: LandingPlace) -> None:
     campaign = place.campaign(pupils=12)
     await landed_in_many_partitions(campaign)
-    epochs = OpenEpochs()
-
-    def lock(_campaign_id: str, _partition: int) -> None:
-        campaign.keyring.forget_answers()
-        epochs.forget()
-
     with pytest.raises(VaultLocked):
-        await Settlement(campaign.database, campaign.keyring, epochs, partition_records=3, on_stored=lock).settle(
-            campaign.campaign_id
+        await campaign.settle(
+            partition_records=3, on_stored=lambda _campaign, _partition: campaign.keyring.forget_answers()
         )
-    assert not epochs._epochs
     with pytest.raises(VaultLocked):
         await campaign.settle()
     campaign.unlock()
     assert (await campaign.settle(partition_records=3)).settled == 48
 
 
-async def test_a_second_vault_that_settles_the_same_campaign_is_refused(place: LandingPlace) -> None:
+async def test_locking_ends_a_merge_that_is_under_way_and_leaves_no_key_behind(campaign: LandingCampaign) -> None:
+    await landed_in_many_partitions(campaign)
+    epochs = HookedEpochs()
+
+    def lock() -> None:
+        campaign.keyring.forget_answers()
+        epochs.forget()
+
+    epochs.before_find = lock
+    with pytest.raises(VaultLocked):
+        await campaign.settle(epochs=epochs)
+    assert campaign.place.rows_in(SCRIPTS) == 0
+    assert not epochs._epochs
+
+
+async def test_a_second_vault_that_settles_the_same_campaign_is_refused(campaign: LandingCampaign) -> None:
+    await landed_in_many_partitions(campaign)
+    epochs = HookedEpochs()
+    merging, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        merging.set()
+        assert go_on.wait(20)
+
+    epochs.before_find = hold
+    rival = asyncio.create_task(campaign.settle(epochs=epochs))
+    assert await asyncio.to_thread(merging.wait, 20)
+    # The first vault stores the partition that the second one is merging.
+    await campaign.settle()
+    go_on.set()
+    with pytest.raises(StateError, match="another process settles"):
+        await rival
+    counts = await campaign.settle()
+    assert (counts.settled, counts.duplicate, counts.scripts) == (16, 0, 4)
+
+
+async def test_a_second_vault_does_not_change_the_targets_of_a_run_under_way(place: LandingPlace) -> None:
     campaign = place.campaign(pupils=12)
     await landed_in_many_partitions(campaign)
     other = Settlement(campaign.database, campaign.keyring, partition_records=3)
-    loop, rival = asyncio.get_running_loop(), list[asyncio.Task[None]]()
+    below = campaign.counts().landed_blocks
 
-    def begin_rival(_campaign_id: str, _partition: int) -> None:
-        if not rival:
-            rival.append(loop.create_task(other.settle(campaign.campaign_id)))
+    def begin(_campaign_id: str, partition: int) -> None:
+        if partition == 0:
+            with pytest.raises(StateError, match="another process settles"):
+                campaign.database.write_now(lambda c: other._begin(c, campaign.campaign_id, below))
 
-    mine = await asyncio.gather(
-        Settlement(campaign.database, campaign.keyring, partition_records=3, on_stored=begin_rival).settle(
-            campaign.campaign_id
-        ),
-        return_exceptions=True,
-    )
-    others = await asyncio.gather(*rival, return_exceptions=True)
-    refused = [outcome for outcome in (*mine, *others) if outcome is not None]
-    assert all(isinstance(outcome, StateError) for outcome in refused), refused
-    counts = await campaign.settle(partition_records=3)
+    counts = await campaign.settle(partition_records=3, on_stored=begin)
     assert (counts.settled, counts.duplicate) == (48, 0)
 
 

@@ -69,9 +69,9 @@ async def platform_of(vault: VaultProcess, shards: int = 1) -> PlayedPlatform:
 
 
 async def synchronise(vault: VaultProcess, platform: PlayedPlatform) -> None:
-    """The relay does what it is told and says so."""
-    for _ in range(2):
-        platform.follow(await vault.deposits.Sync(platform.report()))
+    """The relay does what it is told and says so: what it did last is reported, too."""
+    platform.follow(await vault.deposits.Sync(platform.report()))
+    await vault.deposits.Sync(platform.report())
 
 
 async def carry(vault: VaultProcess, platform: PlayedPlatform) -> DepositReceipt:

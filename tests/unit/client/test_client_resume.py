@@ -492,16 +492,17 @@ async def test_a_lost_connection_is_made_anew_and_a_foreign_authority_is_not_tru
 
 
 async def test_a_drain_stops_sending_keeps_what_is_in_flight_and_moves_after_the_delay() -> None:
-    draining = asyncio.Event()
+    draining, stayed = asyncio.Event(), asyncio.Event()
 
     async def first(stream: ScriptedStream) -> None:
         await stream.let_in()
         await stream.answers_up_to(1)
-        await stream.notice(drain=Drain(reconnect_after_ms=2_000))
+        await stream.notice(drain=Drain(reconnect_after_ms=60_000))
         draining.set()
         await stream.nothing(0.2)
+        stayed.set()
         await stream.ack(1)
-        await stream.refuse(Draining("stopping"))
+        assert await stream.receive() is None, "with nothing in flight the stream is left"
 
     async def second(stream: ScriptedStream) -> None:
         await stream.let_in(opening=2, durable_seq=1)
@@ -515,22 +516,44 @@ async def test_a_drain_stops_sending_keeps_what_is_in_flight_and_moves_after_the
         await told.wait_for(DrainTold)
         await session.answer("one", choice="B")
         await session.flush()
-    assert told.of(DrainTold) == [DrainTold(2_000)]
-    assert clock.slept == [2.0]
+    assert stayed.is_set(), "what is in flight is waited for"
+    assert told.of(DrainTold) == [DrainTold(60_000)]
+    assert clock.slept == [60.0]
 
 
 async def test_a_drained_stream_that_does_not_end_is_left_after_the_delay() -> None:
     async def first(stream: ScriptedStream) -> None:
         await stream.let_in()
+        await stream.answers_up_to(1)
         await stream.notice(drain=Drain(reconnect_after_ms=50))
         await stream.left()
 
     async def second(stream: ScriptedStream) -> None:
         await stream.let_in(opening=2)
+        await stream.answers_up_to(1)
+        await stream.ack(1)
 
-    told = Told()
-    async with ScriptedIngest(first, second) as peer, session_of(peer, on_event=told):
-        await told.wait_for(SessionOpened, 2)
+    async with ScriptedIngest(first, second) as peer, session_of(peer) as session:
+        await (await session.answer("one", choice="A"))
+
+
+async def test_a_node_that_stops_refuses_by_draining_and_is_asked_again_with_back_off() -> None:
+    async def first(stream: ScriptedStream) -> None:
+        await stream.let_in()
+        await stream.answers_up_to(1)
+        await stream.notice(drain=Drain(reconnect_after_ms=500))
+        await stream.refuse(Draining("stopping"))
+
+    async def last(stream: ScriptedStream) -> None:
+        await stream.let_in(opening=2)
+        await stream.answers_up_to(1)
+        await stream.ack(1)
+
+    clock = Clock()
+    scripts = [first, refusing(Draining("stopping")), last]
+    async with ScriptedIngest(*scripts) as peer, session_of(peer, clock=clock) as session:
+        await (await session.answer("one", choice="A"))
+    assert clock.slept == [0.5, 0.05]
 
 
 async def test_a_closing_window_is_an_event_and_the_session_goes_on() -> None:

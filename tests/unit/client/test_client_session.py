@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from decimal import Decimal
 from hashlib import sha256
 from struct import pack
+from typing import Any
 
+import grpc
 import pytest
 
 from pli.canonical import canonical
@@ -281,6 +284,27 @@ async def test_a_stream_that_does_not_begin_with_opened_is_refused() -> None:
     async with ScriptedIngest(script) as peer:
         with pytest.raises(StreamViolation):
             await session_of(peer).open()
+
+
+async def test_a_platform_that_sends_what_is_no_message_is_left() -> None:
+    async def garbage(requests: AsyncIterator[bytes], context: Any) -> None:
+        await context.read()
+        await context.write(b"\xff\xff")
+        await context.read()
+
+    handler: Any = grpc.stream_stream_rpc_method_handler(garbage)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("pli.ingest.v1.IngestService", {"Submit": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        session = PupilSession(OPTIONS, CODE, channel=channel, ports=Clock().ports())
+        with pytest.raises(StreamViolation):
+            await session.open()
+        await session.close()
+    await server.stop(None)
 
 
 async def test_a_mistyped_code_is_refused_before_anything_is_sent() -> None:
