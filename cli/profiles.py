@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any
 
 import grpc
-from pydantic import ValidationError
 
-from pli.config import Section
-from pli.errors import ConfigError
+from pli.config import Section, read_section
 from pli.rpc.client import channel
 from pli.tls import TlsFiles, client_credentials, read_file
 
@@ -51,16 +47,4 @@ def read_profile(path: Path) -> Profile:
     Raises:
         ConfigError: missing, not TOML, a key missing or unknown.
     """
-    try:
-        values: dict[str, Any] = tomllib.loads(read_file(path).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"profile {path} is not TOML: {error}; correct it") from error
-    try:
-        return Profile(**values)
-    except ValidationError as error:
-        faults = [
-            f"  {'.'.join(str(part) for part in fault['loc'])}: "
-            + ("unknown key; remove it" if fault["type"] == "extra_forbidden" else fault["msg"])
-            for fault in error.errors(include_url=False, include_input=False)
-        ]
-        raise ConfigError("\n".join((f"profile {path} is not valid", *faults))) from error
+    return read_section(Profile, path, "profile")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -45,6 +46,7 @@ class Settings(BaseSettings):
 
 
 S = TypeVar("S", bound=Settings)
+P = TypeVar("P", bound=Section)
 
 
 def load(kind: type[S], path: Path | None, environ: Mapping[str, str] | None = None) -> S:
@@ -167,6 +169,24 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
+
+
+def read_section(kind: type[P], path: Path, what: str) -> P:
+    """Reads a TOML file that holds one Section and no secret, such as a profile; `what` names its kind.
+
+    Raises:
+        ConfigError: missing, not TOML in UTF-8, a key missing or unknown, a value of the wrong form.
+    """
+    try:
+        content = tomllib.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{what} {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{what} {path} is not TOML in UTF-8: {error}") from error
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(_explained(error, f"{what} {path}")) from error
 
 
 def _explained(error: ValidationError, place: str) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-import tomllib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import SystemRandom
 
 from cryptography import x509
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from pli.config import Section
+from pli.config import Section, read_section
 from pli.errors import ConfigError
 from pli.tls import read_file
 
@@ -105,19 +104,7 @@ class ClientProfile(Section):
         Raises:
             ConfigError: missing, not TOML, a key missing or unknown, a value of the wrong form.
         """
-        try:
-            content = tomllib.loads(read_file(path).decode("utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"client profile {path} is not TOML in UTF-8: {error}") from error
-        try:
-            profile = cls.model_validate(content)
-        except ValidationError as error:
-            faults = [
-                f"  {'.'.join(map(str, fault['loc']))}: "
-                + ("unknown key; remove it" if fault["type"] == "extra_forbidden" else fault["msg"])
-                for fault in error.errors(include_url=False, include_input=False)
-            ]
-            raise ConfigError("\n".join((f"client profile {path} is not valid", *faults))) from error
+        profile = read_section(cls, path, "client profile")
         return profile.model_copy(update={"authority_file": path.parent / profile.authority_file})
 
     def options(self, *, node_authorities: Sequence[x509.Certificate] = ()) -> ClientOptions:

@@ -14,6 +14,7 @@ DETAILS = "grpc-status-details-bin"
 MAX_RECEIVE_BYTES = 8 * 1024 * 1024
 """A deposit's receipt or a part of the registry stays far below."""
 
+
 def channel(
     target: str, credentials: grpc.ChannelCredentials, options: Sequence[tuple[str, int | str]] = ()
 ) -> grpc.aio.Channel:
