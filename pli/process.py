@@ -30,6 +30,9 @@ LOG_FIELDS = frozenset(
 )  # fmt: skip
 """The only fields a log line may have; anything else is dropped and named, never printed."""
 
+CANCEL_AGAIN_SECONDS = 1.0
+"""Long enough for a task that cleans up after its cancellation to do so undisturbed."""
+
 
 def configure_logging(process: str) -> None:
     """JSON lines on stderr; fields outside LOG_FIELDS do not pass."""
@@ -82,6 +85,20 @@ def stop_event() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     return stop
+
+
+async def cancelled(*tasks: asyncio.Task[Any]) -> list[Any]:
+    """Cancels tasks, waits until all have ended, and returns their outcomes, exceptions among them.
+
+    A cancellation is repeated: `asyncio.wait_for` of Python 3.11, which redis-py waits with, swallows
+    one that comes while its result is already there (CPython issue 86296).
+    """
+    running = {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=CANCEL_AGAIN_SECONDS)
+    return await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def die_with_parent() -> None:

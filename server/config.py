@@ -17,6 +17,22 @@ MAX_SHARDS = 64
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
+class NodeLimits(Limits):
+    """What a node takes from its clients."""
+
+    stream_window_bytes: int = Field(default=65_536, ge=1_024)
+    """Sent and not yet read, per stream. gRPC's own choice grows to 4 MB, with which a stalled spool let
+    forty clients fill 200 MB of a worker; no pupil's line is long and fast enough to need it."""
+
+    def options(self, *, reuse_port: bool) -> list[tuple[str, int]]:
+        """The gRPC channel arguments."""
+        return [
+            *super().options(reuse_port=reuse_port),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", self.stream_window_bytes),
+        ]
+
+
 class SpoolSettings(Section):
     """How to reach Redis/Valkey."""
 
@@ -134,7 +150,7 @@ class ServerSettings(Settings):
     commit: CommitSettings = CommitSettings()
     sessions: SessionLimits = SessionLimits()
     guard: GuardSettings = GuardSettings()
-    limits: Limits = Limits()
+    limits: NodeLimits = NodeLimits()
 
     drain_seconds: float = Field(default=8.0, gt=0)
     """SIGTERM to exit, at most: streams end, what was read is committed (a stop must take 10 s at most)."""

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from pli.errors import CampaignClosed, Draining, IntegrityError, PliError, SessionSuperseded, SpoolUnsafe
 from pli.hpke import PublicKey
 from pli.instrument import AnswerRules
+from pli.process import cancelled
 from pli.rpc.server import Health
 from pli.secret import Secret
 from pli.vault.v1.bundle_pb2 import Bundle, WindowPhase
@@ -125,9 +126,7 @@ class Node:
 
     async def stop(self) -> None:
         """Ends the tasks; epoch keys are wiped."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancelled(*self._tasks)
         await self._unpublish()
 
     async def _tick(self) -> None:

@@ -15,23 +15,22 @@ is refused.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Callable
 
-from sqlalchemy import Connection, delete, insert, text, update
+from sqlalchemy import Connection, delete
 
 from pli.blocks import block_hash
 from pli.errors import IntegrityError, StateError
 from vault.counts import accounted, campaign_counts, landed_blocks, landed_records, scripts_stored
+from vault.due_blocks import due_blocks
 from vault.epochs import OpenEpochs
 from vault.keyring import AnswerKeys, KeyRing
 from vault.landing_log import verify_log
-from vault.progress import Run, advance, begin_run, due_blocks, forget_progress, last_run
-from vault.registry import CLASS, RegistryEntry, known_pseudonyms
+from vault.partition import Partition, bounds
+from vault.progress import Run, advance, begin_run, forget_progress, last_run
+from vault.registry import known_pseudonyms
 from vault.results import is_scored, score_due
 from vault.script_store import OldScripts
-from vault.scripts import NOTHING, SEAT, join, merge
 from vault.store.database import Database
 from vault.store.landing_tables import RESULTS, SCRIPT_CONFLICTS, SCRIPTS, SETTLEMENT_COUNTS
 
@@ -43,42 +42,6 @@ RUN_PARTITIONS = 2
 that scripts are touched by more of them. Both cost about the same here."""
 
 _TWO_VAULTS = "another process settles campaign {}; let one vault do it"
-
-_PUT_SCRIPTS = text(
-    "INSERT INTO scripts (campaign_id, pseudonym, version, records, answers, digests_agree, digests_differ, sealed) "
-    "VALUES (:campaign_id, :pseudonym, :version, :records, :answers, :digests_agree, :digests_differ, :sealed) "
-    "ON CONFLICT (campaign_id, pseudonym) DO UPDATE SET version = excluded.version, records = excluded.records, "
-    "answers = excluded.answers, digests_agree = excluded.digests_agree, "
-    "digests_differ = excluded.digests_differ, sealed = excluded.sealed"
-)
-_PUT_CONFLICTS = text(
-    "INSERT INTO script_conflicts (campaign_id, pseudonym, records, sealed) "
-    "VALUES (:campaign_id, :pseudonym, :records, :sealed) "
-    "ON CONFLICT (campaign_id, pseudonym) DO UPDATE SET records = excluded.records, sealed = excluded.sealed"
-)
-
-
-@dataclass(slots=True)
-class Sums:
-    """What a partition adds to `settlement_counts`, column by column."""
-
-    settled: int = 0
-    duplicate: int = 0
-    conflict: int = 0
-    quarantined: int = 0
-    scripts: int = 0
-    answers: int = 0
-    digests_agree: int = 0
-    digests_differ: int = 0
-
-
-@dataclass(slots=True, repr=False)
-class _Merged:
-    """A partition, ready to be stored."""
-
-    scripts: list[dict[str, Any]] = field(default_factory=list)
-    conflicts: list[dict[str, Any]] = field(default_factory=list)
-    sums: Sums = field(default_factory=Sums)
 
 
 class Settlement:
@@ -135,20 +98,23 @@ class Settlement:
     async def _go_on(self, campaign_id: str) -> None:
         """Does what is left of the last run, partition by partition."""
         while not (run := await self._database.read(lambda connection: last_run(connection, campaign_id))).ended:
-            merged = await self._merged(self._keyring.answers(campaign_id), run)
-            await self._store(campaign_id, run, merged)
+            partition = await self._merged(self._keyring.answers(campaign_id), run)
+            await self._store(campaign_id, run, partition)
             self._on_stored(campaign_id, run.next_partition)
 
-    async def _merged(self, keys: AnswerKeys, run: Run) -> _Merged:
+    async def _merged(self, keys: AnswerKeys, run: Run) -> Partition:
         try:
             return await self._database.read(lambda connection: self._merge(connection, keys, run))
         finally:
             self._epochs.forget_if_locked(self._keyring, keys)
 
-    async def _store(self, campaign_id: str, run: Run, merged: _Merged) -> None:
-        writing = asyncio.ensure_future(
-            self._database.write(lambda connection: _store(connection, campaign_id, run, merged))
-        )
+    async def _store(self, campaign_id: str, run: Run, partition: Partition) -> None:
+        def store(connection: Connection) -> None:
+            if not advance(connection, campaign_id, run):
+                raise StateError(_TWO_VAULTS.format(campaign_id))
+            partition.store(connection, campaign_id)
+
+        writing = asyncio.ensure_future(self._database.write(store))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -156,20 +122,15 @@ class Settlement:
             await writing
             raise
 
-    def _merge(self, connection: Connection, keys: AnswerKeys, run: Run) -> _Merged:
+    def _merge(self, connection: Connection, keys: AnswerKeys, run: Run) -> Partition:
         low, high = bounds(run.next_partition, run.partitions)
         entries = self._open(connection, keys, run, low, high)
         pseudonyms = sorted(entries)
         registry = known_pseudonyms(connection, keys.campaign_id, pseudonyms)
-        old = OldScripts(connection, keys, pseudonyms)
-        merged = _Merged()
+        partition = Partition(keys, OldScripts(connection, keys, pseudonyms))
         for pseudonym in pseudonyms:
-            found = entries.pop(pseudonym)
-            accepted = _of_known_seats(found, registry.get(pseudonym))
-            merged.sums.quarantined += len(found) - len(accepted)
-            if accepted:
-                _merge_script(merged, keys, pseudonym, accepted, old)
-        return merged
+            partition.take(pseudonym, entries.pop(pseudonym), registry.get(pseudonym))
+        return partition
 
     def _open(
         self, connection: Connection, keys: AnswerKeys, run: Run, low: bytes, high: bytes
@@ -194,72 +155,6 @@ class Settlement:
                     f"({error.message}); restore the database from a backup"
                 ) from error
         return entries
-
-
-def bounds(partition: int, partitions: int) -> tuple[bytes, bytes]:
-    """The pseudonyms low ≤ p < high of a partition; all partitions together cover every pseudonym."""
-    low = (partition << 64) // partitions
-    high = ((partition + 1) << 64) // partitions
-    # 17 bytes of ones stand above every pseudonym, which has 16.
-    return low.to_bytes(8, "big"), b"\xff" * 17 if partition + 1 == partitions else high.to_bytes(8, "big")
-
-
-def _of_known_seats(entries: list[bytes], entry: RegistryEntry | None) -> list[bytes]:
-    """The records that belong to a code of this vault; the rest is counted as quarantined."""
-    if entry is None:
-        return []
-    last = (entry.seats if entry.kind == CLASS else 0).to_bytes(2, "big")
-    return [found for found in entries if found[SEAT] <= last]
-
-
-def _merge_script(
-    merged: _Merged, keys: AnswerKeys, pseudonym: bytes, new: Sequence[bytes], scripts: OldScripts
-) -> None:
-    known = scripts.find(pseudonym)
-    old, version = (known.script, known.version) if known is not None else (NOTHING, 0)
-    script = merge(old, new)
-    sums = merged.sums
-    sums.settled += len(script.kept) - len(old.kept)
-    sums.conflict += len(script.losers) - len(old.losers)
-    sums.duplicate += len(new) - len(script.kept) - len(script.losers) + len(old.kept) + len(old.losers)
-    sums.scripts += known is None
-    sums.answers += script.answers - old.answers
-    sums.digests_agree += script.digests_agree - old.digests_agree
-    sums.digests_differ += script.digests_differ - old.digests_differ
-    place = {"campaign_id": keys.campaign_id, "pseudonym": pseudonym}
-    if script.kept != old.kept:
-        merged.scripts.append(
-            {
-                **place,
-                "version": version + 1,
-                "records": len(script.kept),
-                "answers": script.answers,
-                "digests_agree": script.digests_agree,
-                "digests_differ": script.digests_differ,
-                "sealed": keys.rows.seal(SCRIPTS.name, pseudonym, join(script.kept)),
-            }
-        )
-    if script.losers != old.losers:
-        sealed = keys.rows.seal(SCRIPT_CONFLICTS.name, pseudonym, join(script.losers))
-        merged.conflicts.append({**place, "records": len(script.losers), "sealed": sealed})
-
-
-def _store(connection: Connection, campaign_id: str, run: Run, merged: _Merged) -> None:
-    if not advance(connection, campaign_id, run):
-        raise StateError(_TWO_VAULTS.format(campaign_id))
-    if merged.scripts:
-        connection.execute(_PUT_SCRIPTS, merged.scripts)
-    if merged.conflicts:
-        connection.execute(_PUT_CONFLICTS, merged.conflicts)
-    added = {one.name: getattr(merged.sums, one.name) for one in fields(Sums)}
-    columns = SETTLEMENT_COUNTS.c
-    changed = connection.execute(
-        update(SETTLEMENT_COUNTS)
-        .where(columns.campaign_id == campaign_id)
-        .values({name: columns[name] + value for name, value in added.items()})
-    )
-    if changed.rowcount == 0:
-        connection.execute(insert(SETTLEMENT_COUNTS), {"campaign_id": campaign_id, **added})
 
 
 def _forget(connection: Connection, campaign_id: str) -> None:

@@ -12,7 +12,15 @@ import uvloop
 
 from pli.config import load
 from pli.errors import ConfigError
-from pli.process import configure_logging, die_with_parent, exclusive, exit_with_reason, say_ready, stop_event
+from pli.process import (
+    cancelled,
+    configure_logging,
+    die_with_parent,
+    exclusive,
+    exit_with_reason,
+    say_ready,
+    stop_event,
+)
 from pli.rpc.client import channel
 from pli.rpc.roles import RELAY
 from pli.tls import client_credentials, read_file
@@ -51,9 +59,7 @@ async def serve(settings: RelaySettings) -> None:
         try:
             await asyncio.wait({carrying, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            carrying.cancel()
-            stopping.cancel()
-            (outcome, _) = await asyncio.gather(carrying, stopping, return_exceptions=True)
+            (outcome, _) = await cancelled(carrying, stopping)
             await redis.aclose()
     if isinstance(outcome, Exception):
         cause = outcome.exceptions[0] if isinstance(outcome, ExceptionGroup) else outcome

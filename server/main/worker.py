@@ -21,6 +21,7 @@ from pli.hpke import PrivateKey
 from pli.ingest.v1 import ingest_pb2, ingest_pb2_grpc
 from pli.ops.v1 import ops_pb2, ops_pb2_grpc
 from pli.process import (
+    cancelled,
     clock_ms,
     configure_logging,
     die_with_parent,
@@ -105,13 +106,11 @@ async def serve(settings: ServerSettings, handover: Handover) -> None:
         ingest.draining = True
         await node.drain(settings.drain_seconds / 2)
     finally:
-        watching.cancel()
-        stopping.cancel()
+        (outcome, _) = await cancelled(watching, stopping)
         await server.stop(settings.drain_seconds / 4)
         await node.stop()
         for client in (redis, subscriber, watched):
             await client.aclose()
-        (outcome, _) = await asyncio.gather(watching, stopping, return_exceptions=True)
     if isinstance(outcome, Exception):
         # Its words may quote content: type and place are enough to find it.
         log.error("worker_failed", error=type(outcome).__name__, place=place_of(outcome))

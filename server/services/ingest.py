@@ -127,7 +127,8 @@ class IngestService(IngestServiceServicer):
             async with asyncio.timeout(self._limits.open_seconds):
                 request = await _read(context)
         except TimeoutError as error:
-            raise StreamViolation("a stream must begin with Open, and soon after its start") from error
+            # Not a violation: a slow line cures itself, and the client must open again by itself.
+            raise Unavailable("no Open came in time; open again, and send it at once") from error
         if request is None or request.WhichOneof("message") != "open":
             raise StreamViolation("the first message of a stream must be Open")
         return request.open
@@ -169,7 +170,7 @@ class IngestService(IngestServiceServicer):
             async with asyncio.timeout(self._limits.open_seconds):
                 await context.write(SubmitResponse(opened=self._opened(intake, verdict, read_only)))
         except TimeoutError as error:
-            raise StreamViolation("the client does not read what it asked for") from error
+            raise Unavailable("the client did not read its Opened in time; open again") from error
         if read_only:
             return None
         return Session(

@@ -377,7 +377,8 @@ Global___Answers: _TypeAlias = Answers  # noqa: Y015
 class Answer(_message.Message):
     """One answer to one item. A later answer to the same item replaces the earlier one; history is kept.
 
-    Canonical form: fields in ascending order of number, default values left out, nothing unknown.
+    Canonical form: fields in ascending order of number, default values left out, nothing unknown. The
+    member of `value` that is set is written even where it is empty.
     Every current protobuf library writes it so; `Finish.digest` is taken over it.
     """
 

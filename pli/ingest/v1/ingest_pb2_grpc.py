@@ -52,6 +52,7 @@ class IngestServiceServicer:
         Statuses, each with a google.rpc.ErrorInfo (domain "pli") whose reason says more:
         NOT_FOUND            the platform serves another campaign; a resend does not cure it
         UNAUTHENTICATED      CODE_REFUSED: unknown, mistyped, revoked, finished elsewhere; not said which
+        NOT_FOUND            the platform serves another campaign
         FAILED_PRECONDITION  CAMPAIGN_NOT_OPEN, WINDOW_CLOSED, SUPERSEDED, PROTOCOL_VERSION
         INVALID_ARGUMENT     PROTOCOL: a message out of order or malformed; a resend does not cure it
         RESOURCE_EXHAUSTED   OVERLOADED with RetryInfo: keep the connection, open again at that moment

@@ -50,6 +50,7 @@ class IngestServiceStub:
     Statuses, each with a google.rpc.ErrorInfo (domain "pli") whose reason says more:
       NOT_FOUND            the platform serves another campaign; a resend does not cure it
       UNAUTHENTICATED      CODE_REFUSED: unknown, mistyped, revoked, finished elsewhere; not said which
+      NOT_FOUND            the platform serves another campaign
       FAILED_PRECONDITION  CAMPAIGN_NOT_OPEN, WINDOW_CLOSED, SUPERSEDED, PROTOCOL_VERSION
       INVALID_ARGUMENT     PROTOCOL: a message out of order or malformed; a resend does not cure it
       RESOURCE_EXHAUSTED   OVERLOADED with RetryInfo: keep the connection, open again at that moment
@@ -71,6 +72,7 @@ class IngestServiceAsyncStub(IngestServiceStub):
     Statuses, each with a google.rpc.ErrorInfo (domain "pli") whose reason says more:
       NOT_FOUND            the platform serves another campaign; a resend does not cure it
       UNAUTHENTICATED      CODE_REFUSED: unknown, mistyped, revoked, finished elsewhere; not said which
+      NOT_FOUND            the platform serves another campaign
       FAILED_PRECONDITION  CAMPAIGN_NOT_OPEN, WINDOW_CLOSED, SUPERSEDED, PROTOCOL_VERSION
       INVALID_ARGUMENT     PROTOCOL: a message out of order or malformed; a resend does not cure it
       RESOURCE_EXHAUSTED   OVERLOADED with RetryInfo: keep the connection, open again at that moment
@@ -95,6 +97,7 @@ class IngestServiceServicer(metaclass=_abc_1.ABCMeta):
         Statuses, each with a google.rpc.ErrorInfo (domain "pli") whose reason says more:
           NOT_FOUND            the platform serves another campaign; a resend does not cure it
           UNAUTHENTICATED      CODE_REFUSED: unknown, mistyped, revoked, finished elsewhere; not said which
+          NOT_FOUND            the platform serves another campaign
           FAILED_PRECONDITION  CAMPAIGN_NOT_OPEN, WINDOW_CLOSED, SUPERSEDED, PROTOCOL_VERSION
           INVALID_ARGUMENT     PROTOCOL: a message out of order or malformed; a resend does not cure it
           RESOURCE_EXHAUSTED   OVERLOADED with RetryInfo: keep the connection, open again at that moment

@@ -7,14 +7,18 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from pli.errors import Overloaded, PliError, Unavailable
 from pli.ingest.v1.ingest_pb2 import Answer, Choices
+from pli.ops.v1.ops_pb2 import GetStatusRequest
+from pli.ops.v1.ops_pb2_grpc import OperationsServiceStub
 from tests.support.platform import Platform
 from tests.support.raw_session import RawSession
 from tests.support.stores import ProgramStore
@@ -243,3 +247,69 @@ async def test_at_the_memory_limit_nobody_new_comes_in_and_the_relay_still_drain
             await store.administer("CONFIG SET", "maxmemory", 10 * used)
             await session.acked()
         assert await platform.health() == 1
+
+
+async def test_clients_that_outrun_a_stalled_spool_are_not_read_and_lose_nothing(tmp_path: Path) -> None:
+    """The reading stops: neither the worker nor gRPC below it takes in what cannot be stored."""
+    backlog_bytes, count = 1_000_000, 20
+    settings = {"sessions": {"max_backlog_bytes": backlog_bytes}}
+    async with Platform(tmp_path, pupils=count, store_of=ProgramStore, node_settings=settings) as platform:
+        await platform.open_window()
+        async with AsyncExitStack() as stack:
+            sessions = [await stack.enter_async_context(platform.session(code)) for code in platform.codes]
+            for session in sessions:
+                await session.open()
+            assert platform.store.process is not None
+            platform.store.process.send(signal.SIGSTOP)
+            pumps = [asyncio.create_task(pump(session)) for session in sessions]
+            await until_still(sessions)
+            sent_bytes = sum(session.seq for session in sessions) * ESSAY_CHARACTERS
+            assert sent_bytes < backlog_bytes + count * 600_000, "a window and a client's own buffers each, no more"
+            assert all(session.durable_seq == 0 for session in sessions)
+            platform.store.process.send(signal.SIGCONT)
+            for session in sessions:
+                await session.acked(20)
+            for each in pumps:
+                each.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+        assert platform.nodes[0].faults() == []
+
+
+ESSAY_CHARACTERS = 8_000
+
+
+async def pump(session: RawSession) -> None:
+    """Sends as fast as it is let."""
+    while True:
+        await session.answers(*(Answer(item_id="essay", text="x" * ESSAY_CHARACTERS) for _ in range(10)))
+
+
+async def until_still(sessions: list[RawSession]) -> None:
+    """Waits until nobody could send anything more for a while."""
+    last = [(0, monotonic())]
+
+    async def still() -> bool:
+        sent = sum(session.seq for session in sessions)
+        if sent != last[0][0]:
+            last[0] = (sent, monotonic())
+        return sent > 0 and monotonic() - last[0][1] > 1.0
+
+    await until(still, "the clients to be held back")
+
+
+async def test_a_weaker_durability_is_taken_only_when_told_and_every_screen_shows_it(tmp_path: Path) -> None:
+    settings = {"guard": {"allow_weak_durability": True}}
+    async with Platform(tmp_path, store_of=ProgramStore, node_settings=settings) as platform:
+        await platform.open_window()
+        await administered(platform).administer("CONFIG SET", "appendfsync", "everysec")
+        async with platform.session(platform.codes[0]) as session:
+            await session.open()
+            await answered(session)
+
+        async def shown() -> bool:
+            async with platform.operations(platform.observer) as channel:
+                stub: Any = OperationsServiceStub(channel)
+                status = await stub.GetStatus(GetStatusRequest(), timeout=10)
+            return "WEAK_DURABILITY" in [alarm.reason for alarm in status.alarms]
+
+        await until(shown, "the alarm")

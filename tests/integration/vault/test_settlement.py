@@ -24,8 +24,9 @@ from tests.support.waiting import until
 from vault.epochs import OpenEpochs
 from vault.keyring import AnswerKeys
 from vault.opening import OpeningEpoch
+from vault.partition import bounds
 from vault.progress import last_run
-from vault.settlement import Settlement, bounds, is_settled
+from vault.settlement import Settlement, is_settled
 from vault.store.landing_tables import (
     EPOCH_HEADERS,
     LANDED_BLOCKS,

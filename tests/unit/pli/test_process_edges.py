@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pli.errors import ConfigError
-from pli.process import LOG_FIELDS, bound_address, claim_port, exclusive, split_address
+from pli.process import LOG_FIELDS, bound_address, cancelled, claim_port, exclusive, split_address
 from tests.support.processes import alive
 from tests.support.waiting import until
 
@@ -257,3 +257,24 @@ async def test_a_process_dies_with_its_parent_however_that_dies() -> None:
 
 async def _gone(pid: int) -> bool:
     return not alive(pid)
+
+
+async def test_a_task_that_swallows_a_cancellation_is_cancelled_again() -> None:
+    swallowed = asyncio.Event()
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.set()
+        await asyncio.Event().wait()
+
+    async def ends() -> str:
+        return "done"
+
+    task, quick = asyncio.create_task(stubborn()), asyncio.create_task(ends())
+    await asyncio.wait({quick})
+    outcome = await cancelled(task, quick)
+    assert swallowed.is_set()
+    assert isinstance(outcome[0], asyncio.CancelledError)
+    assert outcome[1] == "done"
