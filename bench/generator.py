@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -200,7 +201,7 @@ class Clients:
 async def run_load(job: Job) -> Run:
     """Opens, warms up, measures, and waits until everything sent is acknowledged."""
     clients, totals, messages = Clients(job), Totals(), Messages(job.choices)
-    clock = asyncio.get_running_loop().time
+    clock = time.monotonic  # the loop's own clock counts milliseconds
     async with asyncio.timeout(GIVE_UP_SECONDS + job.warm_up_seconds + job.seconds):
         await clients.open()
         async with asyncio.TaskGroup() as group:

@@ -38,9 +38,9 @@ class Options:
     rounds: int = 5
     seconds: float = 5.0
     streams: int = 200
-    window: int = 1
-    """Answers of one stream that are not acknowledged yet. With 1 each answer has an ack of its own, from
-    every server alike; with more, one ack of ours covers several answers, which the others cannot do."""
+    window: int = 8
+    """Answers of one stream that are not acknowledged yet. All servers are busy all the time with 8. One ack
+    of ours may then cover several answers, which is printed; with 1 each answer has its own everywhere."""
     connections: int = 0
     """Shared by the streams; 0: one for each, as pupils have."""
     sessions: int = 1_000

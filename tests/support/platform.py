@@ -256,13 +256,16 @@ class Platform:
         return node
 
     async def serving(self, seconds: float = 40.0) -> None:
-        """Waits until every worker of every running node takes sessions."""
+        """Waits until every worker of every running node says, from now on, that it takes sessions."""
         wanted = sum(node.workers for node in self.nodes if node.process.status is None)
+        asked_ms = await self.shards[0].time_ms()
 
         async def all_ready() -> bool:
             for node in self.nodes:
                 assert node.process.status is None or node.process.status == 0, node.process.tail()
-            return sum(bool(row["ready"]) for row in (await self.workers()).values()) >= wanted
+            rows = (await self.workers()).values()
+            fresh = [row for row in rows if row["ready"] and row["published_at_ms"] >= asked_ms]
+            return len(fresh) >= wanted
 
         await until(all_ready, f"{wanted} workers to be ready", seconds)
 

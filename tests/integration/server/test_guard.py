@@ -30,10 +30,26 @@ FOUND_WITHIN_SECONDS = 5.0
 LOADED_MACHINE_SECONDS = 5.0
 """The tests' own machine may be busy with other tests."""
 
+BACKLOG_BYTES = 1_000_000
+ESSAY_CHARACTERS = 8_000
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
-    async with Platform(tmp_path, store_of=ProgramStore) as running:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
+    """For tests that leave it as they found it, each with codes of its own."""
+    settings = {"sessions": {"max_backlog_bytes": BACKLOG_BYTES, "retry_slot_ms": 5_000}}
+    directory = tmp_path_factory.mktemp("guard")
+    async with Platform(directory, pupils=500, store_of=ProgramStore, node_settings=settings) as running:
+        await running.open_window()
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def impatient(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
+    """A platform that does not wait long for its store."""
+    settings = {"spool": {"timeout_ms": 300}, "commit": {"give_up_seconds": 3.0}}
+    directory = tmp_path_factory.mktemp("impatient")
+    async with Platform(directory, store_of=ProgramStore, node_settings=settings) as running:
         await running.open_window()
         yield running
 
@@ -69,7 +85,7 @@ async def test_settings_that_drift_are_found_within_five_seconds_and_nothing_is_
     platform: Platform,
 ) -> None:
     store = administered(platform)
-    async with platform.session(platform.codes[0]) as session:
+    async with platform.session(platform.codes.pop()) as session:
         await session.open()
         await answered(session)
         for name, weak, safe in (
@@ -91,7 +107,7 @@ async def test_settings_that_drift_are_found_within_five_seconds_and_nothing_is_
 
 
 async def test_while_the_spool_is_down_nothing_is_acknowledged_and_nothing_is_lost(platform: Platform) -> None:
-    code = platform.codes[0]
+    code = platform.codes.pop()
     async with platform.session(code) as session:
         await session.open()
         await answered(session)
@@ -109,78 +125,81 @@ async def test_while_the_spool_is_down_nothing_is_acknowledged_and_nothing_is_lo
     assert [record.seq for record in await platform.records_of(code)] == list(range(1, 13))
 
 
-async def test_a_stalled_spool_gets_the_same_bytes_again_and_stores_them_once(tmp_path: Path) -> None:
-    settings = {"spool": {"timeout_ms": 300}}
-    async with Platform(tmp_path, store_of=ProgramStore, node_settings=settings) as platform:
-        await platform.open_window()
-        code = platform.codes[0]
-        async with platform.session(code) as session:
-            await session.open()
-            await answered(session)
-            assert platform.store.process is not None
-            platform.store.process.send(signal.SIGSTOP)
-            await session.choose("B")
-
-            async def repeated() -> bool:
-                return platform.nodes[0].process.output().count("commit_repeated") >= 2
-
-            await until(repeated, "the commit to be repeated")
-            platform.store.process.send(signal.SIGCONT)
-            await session.acked()
-        assert [record.seq for record in await platform.records_of(code)] == [1, 2]
-        assert [entry.number for entry in await platform.blocks()] == [1, 2]
-
-
-async def test_a_commit_that_stays_unknown_ends_its_streams_and_the_client_learns_the_truth(tmp_path: Path) -> None:
-    settings = {"spool": {"timeout_ms": 300}, "commit": {"give_up_seconds": 1.0}}
-    async with Platform(tmp_path, store_of=ProgramStore, node_settings=settings) as platform:
-        await platform.open_window()
-        code, writer = platform.codes[0], os.urandom(16)
-        async with platform.session(code, writer=writer) as session:
-            await session.open()
-            await answered(session)
-            assert platform.store.process is not None
-            platform.store.process.send(signal.SIGSTOP)
-            await session.choose("B")
-            error = await session.end()
-            assert isinstance(error, Unavailable)
-            assert session.durable_seq == 1
-            platform.store.process.send(signal.SIGCONT)
-        await platform.healthy(serving=True)
-        async with platform.session(code, writer=writer) as session:
-            opened = await session.open(acked_seq=1)
-            assert opened.durable_seq in (1, 2), "the late copy counted, or did not"
-            await session.answers(answer(), first_seq=opened.durable_seq + 1)
-            await session.acked()
-        seqs = [record.seq for record in await platform.records_of(code)]
-        assert seqs == list(range(1, len(seqs) + 1)), "each once, whatever became of the copy"
-
-
-async def test_an_empty_store_in_place_of_the_known_one_is_not_accepted(platform: Platform) -> None:
-    async with platform.session(platform.codes[0]) as session:
+async def test_a_stalled_spool_gets_the_same_bytes_again_and_stores_them_once(impatient: Platform) -> None:
+    code, store = impatient.codes.pop(), impatient.store
+    async with impatient.session(code) as session:
         await session.open()
         await answered(session)
-        await platform.store.stop()
-        platform.store.empty()
-        await platform.store.start()
-        started = monotonic()
-        await platform.healthy(serving=False)
-        assert monotonic() - started < FOUND_WITHIN_SECONDS + LOADED_MACHINE_SECONDS
+        before = len(await impatient.blocks())
+        assert store.process is not None
+        store.process.send(signal.SIGSTOP)
         await session.choose("B")
-        reading = asyncio.ensure_future(session.read())
-        assert await refused(platform)
-        assert not reading.done(), "neither an ack nor WINDOW_CLOSED"
-        session.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
-    assert "no identity marker: it is empty or another one" in platform.nodes[0].process.output()
+
+        async def repeated() -> bool:
+            return impatient.nodes[0].process.output().count("commit_repeated") >= 2
+
+        await until(repeated, "the commit to be repeated")
+        store.process.send(signal.SIGCONT)
+        await session.acked()
+    assert [record.seq for record in await impatient.records_of(code)] == [1, 2]
+    assert len(await impatient.blocks()) == before + 1
+
+
+async def test_a_commit_that_stays_unknown_ends_its_streams_and_the_client_learns_the_truth(
+    impatient: Platform,
+) -> None:
+    code, writer, store = impatient.codes.pop(), os.urandom(16), impatient.store
+    await impatient.healthy(serving=True)
+    async with impatient.session(code, writer=writer) as session:
+        await session.open()
+        await answered(session)
+        assert store.process is not None
+        store.process.send(signal.SIGSTOP)
+        await session.choose("B")
+        error = await session.end()
+        store.process.send(signal.SIGCONT)
+        assert isinstance(error, Unavailable)
+        assert session.durable_seq == 1
+    await impatient.healthy(serving=True)
+    async with impatient.session(code, writer=writer) as session:
+        opened = await session.open(acked_seq=1)
+        assert opened.durable_seq in (1, 2), "the late copy counted, or did not"
+        await session.answers(answer(), first_seq=opened.durable_seq + 1)
+        await session.acked()
+    seqs = [record.seq for record in await impatient.records_of(code)]
+    assert seqs == list(range(1, len(seqs) + 1)), "each once, whatever became of the copy"
 
 
 async def test_a_store_of_another_identity_is_not_accepted(platform: Platform) -> None:
-    store = administered(platform)
-    await store.administer("SET", platform.shards[0].keys.marker, os.urandom(16))
+    store, key = administered(platform), platform.shards[0].keys.marker
+    known = await store.administer("GET", key)
+    await store.administer("SET", key, os.urandom(16))
     await platform.healthy(serving=False)
     assert await refused(platform)
     assert "was exchanged while this node ran" in platform.nodes[0].process.output()
+    await store.administer("SET", key, known)
+    await platform.healthy(serving=True)
+
+
+async def test_an_empty_store_in_place_of_the_known_one_is_not_accepted(tmp_path: Path) -> None:
+    async with Platform(tmp_path, store_of=ProgramStore) as platform:
+        await platform.open_window()
+        async with platform.session(platform.codes[0]) as session:
+            await session.open()
+            await answered(session)
+            await platform.store.stop()
+            platform.store.empty()
+            await platform.store.start()
+            started = monotonic()
+            await platform.healthy(serving=False)
+            assert monotonic() - started < FOUND_WITHIN_SECONDS + LOADED_MACHINE_SECONDS
+            await session.choose("B")
+            reading = asyncio.ensure_future(session.read())
+            assert await refused(platform)
+            assert not reading.done(), "neither an ack nor WINDOW_CLOSED"
+            session.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        assert "no identity marker: it is empty or another one" in platform.nodes[0].process.output()
 
 
 async def test_an_older_copy_of_the_store_is_not_accepted(tmp_path: Path) -> None:
@@ -208,7 +227,7 @@ async def test_an_older_copy_of_the_store_is_not_accepted(tmp_path: Path) -> Non
 
 async def test_missing_functions_are_unavailability_until_they_are_back(platform: Platform) -> None:
     store = administered(platform)
-    async with platform.session(platform.codes[0]) as session:
+    async with platform.session(platform.codes.pop()) as session:
         await session.open()
         await store.administer("FUNCTION FLUSH")
         await session.choose("A")
@@ -217,65 +236,65 @@ async def test_missing_functions_are_unavailability_until_they_are_back(platform
         await session.acked()
 
 
-async def test_at_the_memory_limit_nobody_new_comes_in_and_the_relay_still_drains(tmp_path: Path) -> None:
-    settings = {"guard": {"interval_ms": 200}, "sessions": {"retry_slot_ms": 5_000}}
-    async with Platform(tmp_path, pupils=500, store_of=ProgramStore, node_settings=settings) as platform:
-        await platform.open_window()
-        store = administered(platform)
-        code, writer = platform.codes.pop(), os.urandom(16)
-        async with platform.session(code, writer=writer) as session:
-            await session.open()
-            await answered(session)
-            used = int((await store.administer("INFO", "memory"))["used_memory"])
-            await store.administer("CONFIG SET", "maxmemory", used * 100 // 85)
+async def test_at_the_memory_limit_nobody_new_comes_in_and_the_relay_still_drains(platform: Platform) -> None:
+    store = administered(platform)
+    await platform.healthy(serving=True)
+    limit = (await store.administer("CONFIG GET", "maxmemory"))["maxmemory"]
+    code, writer = platform.codes.pop(), os.urandom(16)
+    async with platform.session(code, writer=writer) as session:
+        await session.open()
+        await answered(session)
+        used = int((await store.administer("INFO", "memory"))["used_memory"])
+        await store.administer("CONFIG SET", "maxmemory", used * 100 // 85)
 
-            async def full() -> bool:
-                async with platform.session(platform.codes.pop()) as other:
-                    try:
-                        await other.open()
-                    except Overloaded as error:
-                        return 0 <= error.retry_after_ms <= 5_000
-                return False
+        async def full() -> bool:
+            async with platform.session(platform.codes.pop()) as other:
+                try:
+                    await other.open()
+                except Overloaded as error:
+                    return 0 <= error.retry_after_ms <= 5_000
+            return False
 
-            await until(full, "codes that were never used to be turned away")
-            await answered(session, "B")
-        async with platform.session(code, writer=writer) as session:
-            assert (await session.open()).opening == 2, "who was there before comes back"
-            await store.administer("CONFIG SET", "maxmemory", used)
-            await session.choose("C")
-            await platform.shards[0].remove(await platform.shards[0].read_new(10, 10))
-            await store.administer("CONFIG SET", "maxmemory", 10 * used)
-            await session.acked()
-        assert await platform.health() == 1
+        async def admits() -> bool:
+            return not await full()
+
+        await until(full, "codes that were never used to be turned away")
+        await answered(session, "B")
+    async with platform.session(code, writer=writer) as session:
+        assert (await session.open()).opening == 2, "who was there before comes back"
+        await store.administer("CONFIG SET", "maxmemory", used // 2)
+        await session.choose("C")
+        waiting = await platform.shards[0].read_new(10, 10)
+        assert await platform.shards[0].remove(waiting) == len(waiting) > 0
+        await store.administer("CONFIG SET", "maxmemory", limit)
+        await session.acked()
+        await until(admits, "everybody to be let in again")
 
 
-async def test_clients_that_outrun_a_stalled_spool_are_not_read_and_lose_nothing(tmp_path: Path) -> None:
+async def test_clients_that_outrun_a_stalled_spool_are_not_read_and_lose_nothing(platform: Platform) -> None:
     """The reading stops: neither the worker nor gRPC below it takes in what cannot be stored."""
-    backlog_bytes, count = 1_000_000, 20
-    settings = {"sessions": {"max_backlog_bytes": backlog_bytes}}
-    async with Platform(tmp_path, pupils=count, store_of=ProgramStore, node_settings=settings) as platform:
-        await platform.open_window()
-        async with AsyncExitStack() as stack:
-            sessions = [await stack.enter_async_context(platform.session(code)) for code in platform.codes]
-            for session in sessions:
-                await session.open()
-            assert platform.store.process is not None
-            platform.store.process.send(signal.SIGSTOP)
-            pumps = [asyncio.create_task(pump(session)) for session in sessions]
-            await until_still(sessions)
-            sent_bytes = sum(session.seq for session in sessions) * ESSAY_CHARACTERS
-            assert sent_bytes < backlog_bytes + count * 600_000, "a window and a client's own buffers each, no more"
-            assert all(session.durable_seq == 0 for session in sessions)
-            platform.store.process.send(signal.SIGCONT)
-            for session in sessions:
-                await session.acked(20)
-            for each in pumps:
-                each.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-        assert platform.nodes[0].faults() == []
-
-
-ESSAY_CHARACTERS = 8_000
+    count = 20
+    await platform.healthy(serving=True)
+    async with AsyncExitStack() as stack:
+        codes = [platform.codes.pop() for _ in range(count)]
+        sessions = [await stack.enter_async_context(platform.session(code)) for code in codes]
+        for session in sessions:
+            await session.open()
+        assert platform.store.process is not None
+        platform.store.process.send(signal.SIGSTOP)
+        pumps = [asyncio.create_task(pump(session)) for session in sessions]
+        await until_still(sessions)
+        sent_bytes = sum(session.seq for session in sessions) * ESSAY_CHARACTERS
+        nothing = [session.durable_seq for session in sessions]
+        platform.store.process.send(signal.SIGCONT)
+        assert sent_bytes < BACKLOG_BYTES + count * 600_000, "a window and a client's own buffers each, no more"
+        assert nothing == [0] * count
+        for session in sessions:
+            await session.acked(20)
+        for each in pumps:
+            each.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+    assert platform.nodes[0].faults() == []
 
 
 async def pump(session: RawSession) -> None:

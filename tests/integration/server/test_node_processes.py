@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
+import pytest_asyncio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pli.codes import Code
 from pli.epochs import NO_EPOCH, read_header
@@ -16,11 +20,13 @@ from pli.errors import CodeRefused, PliError, Unavailable
 from pli.ingest.v1.ingest_pb2 import Answer
 from tests.support.platform import Platform
 from tests.support.processes import alive
+from tests.support.raw_session import tls_channel
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STOP_SECONDS = 10.0
+SERVING, NOT_SERVING = 1, 2
 
 
 class Pupil:
@@ -62,7 +68,7 @@ class Load:
     """Pupils at work, in the background."""
 
     def __init__(self, platform: Platform, count: int) -> None:
-        self.pupils = [Pupil(platform, code) for code in platform.codes[:count]]
+        self.pupils = [Pupil(platform, platform.codes.pop()) for _ in range(count)]
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -97,14 +103,22 @@ class Load:
             assert pupil.acknowledged <= len(seqs) <= pupil.sent
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
+    """Two workers that replace their keys often, for tests that leave them running."""
+    settings = {"commit": {"epoch_seconds": 0.5}}
+    directory = tmp_path_factory.mktemp("processes")
+    async with Platform(directory, pupils=100, workers=2, node_settings=settings) as running:
+        await running.open_window()
+        yield running
+
+
 async def test_sigterm_under_load_drains_and_exits_with_0(tmp_path: Path) -> None:
     async with Platform(tmp_path, pupils=10, workers=2) as platform:
         await platform.open_window()
         node = platform.nodes[0]
         workers = await platform.workers()
-        async with Load(platform, 10) as load, platform.session(platform.codes[0].reveal()[::-1]) as bad:
-            with pytest.raises(CodeRefused):
-                await bad.open()
+        async with Load(platform, 10) as load:
             stopped = monotonic()
             node.process.send(signal.SIGTERM)
             assert await node.process.ended() == 0
@@ -126,7 +140,13 @@ async def test_a_draining_node_tells_when_to_come_back_and_acknowledges_what_it_
             await session.choose("A")
             await session.acked()
             await session.choose("B")
-            platform.nodes[0].process.send(signal.SIGTERM)
+            async with tls_channel(platform.address, platform.authority_pem) as channel:
+                stub: Any = health_pb2_grpc.HealthStub(channel)
+                watching = stub.Watch(health_pb2.HealthCheckRequest(), timeout=30)
+                assert (await watching.read()).status == SERVING
+                platform.nodes[0].process.send(signal.SIGTERM)
+                assert (await watching.read()).status == NOT_SERVING
+                watching.cancel()
             notice = (await session.next("notice")).notice
             assert 0 <= notice.drain.reconnect_after_ms <= 3_000
             error = await session.end()
@@ -155,34 +175,97 @@ async def test_sigterm_while_the_spool_is_down_still_ends_in_time(tmp_path: Path
             platform.store.process.send(signal.SIGCONT)
 
 
-async def test_a_killed_worker_comes_back_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    async with Platform(tmp_path, pupils=10, workers=2) as platform:
-        await platform.open_window()
-        async with Load(platform, 10) as load:
-            for _ in range(2):
-                before = set(await platform.workers())
-                victim = before.pop()
-                os.kill(victim, signal.SIGKILL)
+async def test_a_killed_worker_comes_back_and_nothing_acknowledged_is_lost(platform: Platform) -> None:
+    async with Load(platform, 10) as load:
+        for _ in range(2):
+            before = set(await platform.workers())
+            victim = before.pop()
+            os.kill(victim, signal.SIGKILL)
 
-                async def replaced(victim: int = victim) -> bool:
-                    rows = await platform.workers()
-                    return victim not in rows and sum(bool(row["ready"]) for row in rows.values()) == 2
+            async def replaced(victim: int = victim) -> bool:
+                rows = await platform.workers()
+                return victim not in rows and sum(bool(row["ready"]) for row in rows.values()) == 2
 
-                await until(replaced, "the killed worker to be replaced")
-                await load.progress(5)
-        await load.check(platform)
-        assert platform.nodes[0].process.status is None
-
-
-async def test_a_killed_spool_comes_back_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    async with Platform(tmp_path, pupils=10) as platform:
-        await platform.open_window()
-        async with Load(platform, 10) as load:
-            await platform.store.kill()
-            await platform.healthy(serving=False)
-            await platform.store.start()
+            await until(replaced, "the killed worker to be replaced")
             await load.progress(5)
-        await load.check(platform)
+    await load.check(platform)
+    assert platform.nodes[0].process.status is None
+
+
+async def test_a_killed_spool_comes_back_and_nothing_acknowledged_is_lost(platform: Platform) -> None:
+    async with Load(platform, 10) as load:
+        await platform.store.kill()
+        await platform.healthy(serving=False)
+        await platform.store.start()
+        await load.progress(5)
+    await load.check(platform)
+
+
+async def test_an_answer_is_acknowledged_only_after_it_is_on_disk(platform: Platform) -> None:
+    """The store dies without a chance to write anything more: what was acknowledged is there again."""
+    for _ in range(5):
+        code = platform.codes.pop()
+        await platform.serving()
+        async with platform.session(code) as session:
+            await session.open()
+            for _ in range(5):
+                await session.choose("A")
+            await session.acked()
+            await platform.store.kill()
+            await platform.store.start()
+            assert len(await platform.records_of(code)) == 5
+    await platform.serving()
+
+
+async def test_epochs_are_replaced_under_load_and_linked(platform: Platform) -> None:
+    async with Load(platform, 4) as load:
+        before = len([entry for entry in await platform.blocks() if entry.header])
+
+        async def several() -> bool:
+            return len([entry for entry in await platform.blocks() if entry.header]) >= before + 6
+
+        await until(several, "six more epochs")
+    await load.check(platform)
+    entries = await platform.blocks()
+    lasts = {entry.epoch_id: entry.number for entry in entries}
+    last_of: dict[bytes, bytes] = {}
+    linked = 0
+    for entry in entries:
+        if entry.header:
+            context = read_header(entry.header).context
+            previous = last_of.get(context.process_id, NO_EPOCH)
+            assert (context.previous_epoch, context.previous_last) == (previous, lasts.get(previous, 0))
+            linked += previous != NO_EPOCH
+            last_of[context.process_id] = entry.epoch_id
+    assert linked >= 4
+
+
+async def test_two_workers_share_the_sessions_and_a_second_device_ends_the_first_wherever_it_is(
+    platform: Platform,
+) -> None:
+    await platform.serving()
+
+    async def opened() -> list[int]:
+        return [int(row["opened"]) for row in (await platform.workers()).values()]
+
+    before = sum(await opened())
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(displaced(platform, platform.codes.pop()))
+
+    async def all_counted() -> bool:
+        counts = await opened()
+        return sum(counts) >= before + 40 and min(counts) > 0
+
+    await until(all_counted, "40 openings more, spread over both workers")
+
+
+async def displaced(platform: Platform, code: Code) -> None:
+    """A second device opens the code: the first one is told at once, though it sends nothing."""
+    async with platform.session(code) as older, platform.session(code) as newer:
+        await older.open()
+        await newer.open()
+        assert (await older.next("notice")).notice.superseded.opening == 2
 
 
 async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
@@ -195,66 +278,6 @@ async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> Non
             return not any(alive(pid) for pid in workers)
 
         await until(gone, "the workers to end")
-
-
-async def test_two_workers_share_the_sessions_and_a_second_device_ends_the_first_wherever_it_is(
-    tmp_path: Path,
-) -> None:
-    async with Platform(tmp_path, pupils=40, workers=2) as platform:
-        await platform.open_window()
-        async with asyncio.TaskGroup() as group:
-            for code in platform.codes:
-                group.create_task(displaced(platform, code))
-
-        async def all_counted() -> bool:
-            opened: list[int] = [row["opened"] for row in (await platform.workers()).values()]
-            return sum(opened) == 80 and min(opened) > 0
-
-        await until(all_counted, "80 openings, spread over both workers")
-
-
-async def displaced(platform: Platform, code: Code) -> None:
-    """A second device opens the code: the first one is told at once, though it sends nothing."""
-    async with platform.session(code) as older, platform.session(code) as newer:
-        await older.open()
-        await newer.open()
-        assert (await older.next("notice")).notice.superseded.opening == 2
-
-
-async def test_an_answer_is_acknowledged_only_after_it_is_on_disk(tmp_path: Path) -> None:
-    """The store dies without a chance to write anything more: what was acknowledged is there again."""
-    async with Platform(tmp_path, pupils=5) as platform:
-        await platform.open_window()
-        for code in platform.codes:
-            async with platform.session(code) as session:
-                await session.open()
-                for _ in range(5):
-                    await session.choose("A")
-                await session.acked()
-                await platform.store.kill()
-                await platform.store.start()
-                assert len(await platform.records_of(code)) == 5
-            await platform.healthy(serving=True)
-
-
-async def test_epochs_are_replaced_under_load_and_linked(tmp_path: Path) -> None:
-    settings = {"commit": {"epoch_seconds": 0.3}}
-    async with Platform(tmp_path, pupils=4, node_settings=settings) as platform:
-        await platform.open_window()
-        async with Load(platform, 4) as load:
-
-            async def several() -> bool:
-                return len([entry for entry in await platform.blocks() if entry.header]) >= 4
-
-            await until(several, "four epochs")
-        await load.check(platform)
-        entries = await platform.blocks()
-        contexts = [read_header(entry.header).context for entry in entries if entry.header]
-        names = [entry.epoch_id for entry in entries if entry.header]
-        lasts = {entry.epoch_id: entry.number for entry in entries}
-        assert contexts[0].previous_epoch == NO_EPOCH
-        for context, previous in zip(contexts[1:], names, strict=False):
-            assert (context.previous_epoch, context.previous_last) == (previous, lasts[previous])
 
 
 async def test_no_code_no_answer_and_no_key_is_written_anywhere(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from pli.config import Section, Settings, load, read_secret_file, write_secret_file
+from pli.config import NO_SETTINGS, Section, Settings, load, read_secret_file, write_secret_file
 from pli.errors import ConfigError
 
 
@@ -103,6 +103,11 @@ def test_an_unknown_variable_is_refused_by_name(tmp_path: Path, name: str) -> No
     message = refusal(tmp_path, "", **{name: "1"})
     assert f"unknown environment variable {name};" in message
     assert "PLI_SPOOL" in message, "the known ones are named"
+
+
+def test_the_variables_of_the_tests_are_no_settings_and_stop_no_process(tmp_path: Path) -> None:
+    assert configured(tmp_path, "", **dict.fromkeys(NO_SETTINGS, "/data")).workers == 1
+    assert sorted(NO_SETTINGS) == ["PLI_REAL_DATA"], "each one more is a hole in the check for unknown ones"
 
 
 def test_all_unknown_variables_are_named_and_no_value_is_shown(tmp_path: Path) -> None:

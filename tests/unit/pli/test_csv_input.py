@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from io import StringIO
-from itertools import repeat
 
 import pytest
 from hypothesis import given
@@ -134,50 +133,31 @@ def test_every_faulty_row_is_noted_and_the_good_ones_between_them_read() -> None
 # Limits
 
 
-def test_a_file_over_the_limit_is_refused_as_soon_as_the_limit_has_come() -> None:
+def endless(first: bytes, piece: bytes, at_most: int) -> Iterator[bytes]:
+    """A file without end; asking for more of it than `at_most` bytes is the fault to be found."""
+    yield first
     taken = 0
+    while True:
+        taken += len(piece)
+        assert taken <= at_most, "more was read than the limit allows"
+        yield piece
 
-    def endless() -> Iterator[bytes]:
-        nonlocal taken
-        yield HEADER
-        for piece in repeat(b"1,a\n" * 250):
-            taken += len(piece)
-            yield piece
 
-    assert "larger than 50000 bytes" in fault_of(endless(), max_bytes=50_000).rule
-    assert taken <= 51_000
+def test_a_file_over_the_limit_is_refused_as_soon_as_the_limit_has_come() -> None:
+    fault = fault_of(endless(HEADER, b"1,a\n" * 250, 51_000), max_bytes=50_000)
+    assert (fault.line, fault.rule) == (0, "the file is larger than 50000 bytes")
 
 
 @pytest.mark.parametrize("piece", [b"x" * 4_096, b'"' * 64])
 def test_a_line_without_end_is_refused_before_it_is_held(piece: bytes) -> None:
-    taken = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal taken
-        yield HEADER
-        yield b"1,a\n2,"
-        for again in repeat(piece):
-            taken += len(again)
-            yield again
-
-    fault = fault_of(endless(), max_bytes=1 << 40)
-    assert (fault.line, "longer than 1048576 bytes" in fault.rule) == (3, True)
-    assert taken <= MAX_LINE_BYTES + 4_096
+    fault = fault_of(endless(HEADER + b"1,a\n2,", piece, MAX_LINE_BYTES + 4_096), max_bytes=1 << 40)
+    assert (fault.line, fault.rule) == (3, f"the line is longer than {MAX_LINE_BYTES} bytes")
 
 
 def test_a_row_without_end_over_many_lines_is_refused_before_it_is_held() -> None:
-    taken = 0
-
-    def endless() -> Iterator[bytes]:
-        nonlocal taken
-        yield HEADER + b'1,a\n2,"'
-        for again in repeat(b'\n","' * 100):
-            taken += len(again)
-            yield again
-
-    fault = fault_of(endless(), max_bytes=1 << 40)
-    assert (fault.line, "row that begins here is longer" in fault.rule) == (3, True)
-    assert taken <= MAX_ROW_BYTES + 4_096
+    fault = fault_of(endless(HEADER + b'1,a\n2,"', b'\n","' * 100, MAX_ROW_BYTES + 4_096), max_bytes=1 << 40)
+    assert fault.line == 3
+    assert fault.rule.startswith(f"the row that begins here is longer than {MAX_ROW_BYTES} bytes")
 
 
 def test_a_header_of_a_million_empty_names_is_refused_at_once() -> None:

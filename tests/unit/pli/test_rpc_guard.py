@@ -274,7 +274,7 @@ async def test_a_foreign_error_is_internal_without_its_words_and_is_logged_by_ty
 
 async def test_the_faults_of_a_hostile_file_arrive_whole_however_large_they_are(scene: Scene) -> None:
     # gRPC's own limits on metadata drop such trailers at random, and the caller would learn nothing.
-    faults = tuple(Fault("r" * 60, n, "é" * 60, "\U0001f469" * 60, "rule " * 30) for n in range(20))
+    faults = tuple(Fault("\U0001f469" * 60, n, "é" * 60, "\U0001f469" * 60, "rule " * 30) for n in range(20))
     scene.service.error = InputError("roster.csv was refused:", faults, 9_999)
     async with scene.calling("campaign-admin") as open_channel:
         for _ in range(20):

@@ -336,6 +336,8 @@ async def test_closing_by_hand_gives_a_grace_and_says_until_when(office: Office)
     assert office.state is CLOSING
     assert (office.order.closes_at_ms, office.order.grace_ms) == (NOW_MS, MINUTE)
     assert await office.waiting_for() == ["sessions that have started may finish until 2026-09-21T14:14:20+00:00"]
+    office.now_ms += MINUTE
+    assert await office.waiting_for() == []
 
 
 async def test_without_grace_closing_goes_straight_on_at_the_next_tick(office: Office) -> None:
@@ -536,6 +538,24 @@ async def test_a_close_that_falls_due_while_locked_is_said_and_made_up_for(offic
     office.parts.keystore.unlock(Scope.ANSWERS)
     await office.life_cycle.tick()
     assert (office.state, office.order.phase) == (CLOSING, WindowPhase.WINDOW_PHASE_CLOSED)
+
+
+async def test_a_step_that_was_cut_off_before_it_was_signed_waits_for_the_keys(office: Office) -> None:
+    await office.parts.fill()
+    await office.lead_to(READY)
+    office.crash_at = (OPEN, "intended")
+    with pytest.raises(Crash):
+        await office.life_cycle.open(CAMPAIGN, 0, ADMIN)
+    office.parts.keystore.lock(Scope.ANSWERS)
+    office.restart()
+    await office.life_cycle.tick()
+    assert office.state is READY
+    assert await office.waiting_for() == [
+        "an order about the window is due and the answers are locked: pli keys unlock answers"
+    ]
+    office.parts.keystore.unlock(Scope.ANSWERS)
+    await office.life_cycle.tick()
+    assert office.state is OPEN
 
 
 async def test_flips_and_drain_need_no_keys(office: Office) -> None:
