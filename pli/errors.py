@@ -18,9 +18,12 @@
     ├── Overloaded            RESOURCE_EXHAUSTED   come back at the given moment
     └── Unavailable           UNAVAILABLE          try again, with back-off
         ├── SpoolUnavailable
+        │   └── SpoolFull
         ├── SpoolUnsafe
         ├── VaultUnavailable
         └── Draining
+
+`pli.client.AnswerRejected` is one more, of the client alone: on the wire it is `Rejected`, not a status.
 
 A message says what was wrong, where, and what to do. It never holds an answer, a code, a name or a
 key: those types refuse to print themselves, and nothing here formats them.
@@ -208,6 +211,12 @@ class SpoolUnavailable(Unavailable):
     """Redis/Valkey does not answer."""
 
     reason = "SPOOL_UNAVAILABLE"
+
+
+class SpoolFull(SpoolUnavailable):
+    """The store is at its memory limit: blocks wait until the relay has made room."""
+
+    reason = "SPOOL_FULL"
 
 
 class SpoolUnsafe(Unavailable):

@@ -37,7 +37,8 @@ class SpoolSettings(Section):
     """How to reach Redis/Valkey."""
 
     url: str
-    """`unix:///path/spool.sock`, `redis://host:port` or `rediss://host:port`; no user or password in it."""
+    """`unix:///path/spool.sock` or `rediss://host:port`; `redis://` on this machine alone. No user or
+    password in it."""
 
     username: str = ""
     """The ACL user; empty for a server without users, which `allow_weak_durability` does not excuse."""
@@ -50,6 +51,18 @@ class SpoolSettings(Section):
 
     timeout_ms: int = Field(default=5_000, ge=50)
     """A store that takes longer for one call is stalled; the same bytes are sent again."""
+
+    @model_validator(mode="after")
+    def _closed_to_others(self) -> Self:
+        address = self.url.removeprefix("redis://")
+        local = self.url.startswith("unix:///") or (address != self.url and address.startswith(_LOOPBACK))
+        if not local and not self.url.startswith("rediss://"):
+            raise ValueError("url must be unix:///path, rediss://host:port, or redis:// to 127.0.0.1")
+        if "@" in self.url:
+            raise ValueError("url must hold no user and no password: set username and password_file")
+        if self.authority_file is not None and not self.url.startswith("rediss://"):
+            raise ValueError("authority_file is for a url with rediss:// alone")
+        return self
 
 
 class CommitSettings(Section):

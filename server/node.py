@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from pli.errors import CampaignClosed, Draining, IntegrityError, PliError, SessionSuperseded, SpoolUnsafe
+from pli.errors import CampaignClosed, Draining, IntegrityError, PliError, SessionSuperseded, SpoolFull, SpoolUnsafe
 from pli.hpke import PublicKey
 from pli.instrument import AnswerRules
 from pli.process import cancelled
@@ -33,7 +33,7 @@ from server.intake import Intake
 from server.opener import Opener
 from server.store.guard import StoreState, last_number, look
 from server.store.keys import ShardKeys
-from server.store.spool import IngestSpool, SpoolFull, asked, superseded_message
+from server.store.spool import IngestSpool, asked, superseded_message
 from server.store.window import Window, read_window
 
 log = structlog.get_logger()

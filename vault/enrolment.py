@@ -27,7 +27,7 @@ from pli.errors import Forbidden, IntegrityError
 from pli.hpke import PublicKey
 from pli.identity import identity_of
 from pli.rpc.roles import INGEST
-from pli.signing import ENROLLED, ENROLMENT, sign, verify_node
+from pli.signing import ENROLLED, ENROLMENT, read_certificate, sign, verify_node
 from pli.vault.v1.bundle_pb2 import Enrolled, NodeEnrolment, Signed, SignedEnrolment
 from vault.campaigns import find
 from vault.keyring import KeyRing
@@ -84,7 +84,7 @@ def enrol(connection: Connection, keyring: KeyRing, request: SignedEnrolment, mo
         IntegrityError: unreadable, or a wrong signature.
     """
     try:
-        certificate = x509.load_der_x509_certificate(request.certificate)
+        certificate = read_certificate(request.certificate)
         body = NodeEnrolment.FromString(request.body)
     except (ValueError, DecodeError) as error:
         raise IntegrityError("a node's enrolment is not readable; start the node again") from error

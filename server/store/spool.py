@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from pli.config import read_secret_file
-from pli.errors import ConfigError, IntegrityError, SpoolUnavailable, SpoolUnsafe
+from pli.errors import ConfigError, IntegrityError, SpoolFull, SpoolUnavailable, SpoolUnsafe
 from server.config import SpoolSettings
 from server.store.keys import ShardKeys
 
@@ -40,12 +40,6 @@ OPENED, READ_ONLY, REFUSED, CLOSED, NOT_OPEN, STALE, FULL = range(7)
 """Verdicts of an opening, as in pli.lua."""
 
 LIVE, FINISHED, FENCED = 1, 2, 3
-
-
-class SpoolFull(SpoolUnavailable):
-    """The store is at its memory limit: blocks wait until the relay has made room."""
-
-    reason = "SPOOL_FULL"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pli.closings import ClosedEpoch, read_closing
 from pli.errors import IntegrityError
 from server.store.relay_spool import Entry
 from server.store.window import read_window
-from tests.contract.shard import CLOSING, MARKER, OPEN, Shard, part
+from tests.contract.shard import CLOSING, FAR_FUTURE_MS, MARKER, OPEN, Shard, part
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -73,6 +73,16 @@ async def test_closing_may_be_taken_back(shard: Shard) -> None:
 async def test_the_window_is_closed_by_the_close_alone(shard: Shard, phase: int) -> None:
     with pytest.raises(IntegrityError, match="PHASE"):
         await shard.window(phase)
+
+
+@pytest.mark.parametrize("phase", [1, 2, 3])
+@pytest.mark.parametrize(("closes", "grace"), [(0, 0), (-5_000, 0), (-5_000, 60_000), (60_000, 0), (0, 60_000)])
+async def test_a_node_judges_the_window_as_the_store_does(shard: Shard, phase: int, closes: int, grace: int) -> None:
+    now = await shard.relay.time_ms()
+    await shard.window(phase, closes=now + closes if closes else 0, grace=grace)
+    enforced, _ = await shard.ingest.open_sessions(shard.node, 1, FAR_FUTURE_MS, True, [])
+    window = await read_window(shard.ingest_redis, shard.keys)
+    assert window.phase_at(await shard.relay.time_ms()) == enforced
 
 
 async def test_without_window_or_marker_nothing_is_closed(shard: Shard) -> None:

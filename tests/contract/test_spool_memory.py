@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from server.store.spool import SpoolFull
+from pli.errors import SpoolFull
 from tests.contract.shard import Shard, part
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

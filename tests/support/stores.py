@@ -122,6 +122,8 @@ class ProgramStore(Store):
     def __init__(self, directory: Path, binary: Path | None = None, max_memory_mb: int = 256) -> None:
         super().__init__(directory, max_memory_mb)
         self.binary = binary or server_binary()
+        self.more: tuple[str, ...] = ()
+        """Further lines of its configuration."""
         passwords = {user: Secret(os.urandom(16).hex().encode()) for user in (*USERS, "admin")}
         for user, password in passwords.items():
             path = self.directory / f"{user}.password"
@@ -146,6 +148,7 @@ class ProgramStore(Store):
             'save ""',
             f"aclfile {self.directory}/users.acl",
             "daemonize no",
+            *self.more,
         )
         config = self.directory / "server.conf"
         config.write_text("\n".join(lines) + "\n")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import pytest
 from cryptography import x509
 
-from pli.errors import CodeRefused, NotFound, PliError, SessionSuperseded, StreamViolation, VersionMismatch
+from pli.errors import CodeRefused, NotFound, PliError, SessionSuperseded, StreamViolation, Unavailable, VersionMismatch
 from pli.ingest.v1.ingest_pb2 import (
     Answer,
     Answers,
@@ -186,14 +187,34 @@ async def test_two_streams_under_one_token_leave_one_alive_and_harm_nobody(platf
     ):
         await bystander.open()
         await first.open(token=token)
-        await first.choose("A")
         await second.open(token=token)
+        assert isinstance(await status_of(first), SessionSuperseded)
+        await second.answers(one("A"), one("B"))
+        await second.acked(2)
         await bystander.choose("C")
         await bystander.acked()
-        assert isinstance(await status_of(first), SessionSuperseded)
-        await second.answers(one("A"), one("B"), first_seq=1)
-        await second.acked(2)
     assert [record.seq for record in await platform.records_of(code)] == [1, 2]
+
+
+async def test_a_stream_that_its_twin_has_overtaken_is_told_to_open_again(platform: Platform) -> None:
+    """The twin under the same token stored seq 1 after this one was told that nothing is stored."""
+    code, writer, token = platform.codes.pop(), os.urandom(16), os.urandom(16)
+    async with platform.session(code, writer=writer) as twin, platform.session(platform.codes.pop()) as bystander:
+        await bystander.open()
+        await twin.open(token=token)
+        await twin.choose("A")
+        async with platform.session(code, writer=writer) as session:
+            await session.open(token=token)
+            await bystander.choose("C")
+            await bystander.acked()
+            await session.answers(one("A"), one("B"), first_seq=session.durable_seq + 1)
+            with suppress(Unavailable):
+                await session.acked(2)
+    async with platform.session(code, writer=writer) as session:
+        opened = await session.open()
+        assert opened.durable_seq >= 1
+    seqs = [record.seq for record in await platform.records_of(code)]
+    assert seqs == list(range(1, len(seqs) + 1)), "each once, whoever stored it"
 
 
 async def test_a_platform_that_knows_less_than_the_client_counts_an_alarm(platform: Platform) -> None:

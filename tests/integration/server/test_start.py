@@ -139,7 +139,18 @@ CASES: dict[str, Case] = {
         ),
         ("open to others",),
     ),
-    "spool address not one": (NODE, lambda s: s.node(spool={"url": "spool.sock"}), ("spool url", "not valid")),
+    "spool address not one": (NODE, lambda s: s.node(spool={"url": "spool.sock"}), ("spool", "url must be unix:///")),
+    "spool port not one": (NODE, lambda s: s.node(spool={"url": "redis://127.0.0.1:x"}), ("spool url", "not valid")),
+    "spool without TLS elsewhere": (
+        NODE,
+        lambda s: s.node(spool={"url": "redis://10.0.0.1:6379"}),
+        ("rediss://host:port, or redis:// to 127.0.0.1",),
+    ),
+    "password in the spool's address": (
+        NODE,
+        lambda s: s.node(spool={"url": "rediss://user:secret@host:1"}),
+        ("set username and password_file",),
+    ),
     "plaintext beyond this machine": (
         NODE,
         lambda s: s.node(plaintext_for_bench=True, listen="0.0.0.0:0"),
@@ -203,6 +214,7 @@ async def test_a_wrong_start_ends_with_2_and_one_clear_message(outcomes: dict[st
     assert sum(line.startswith("error: ") for line in said) == 1
     for fragment in CASES[name][2]:
         assert fragment in stderr
+    assert "secret@" not in stderr
 
 
 @pytest.mark.parametrize("module", [NODE, CARRIER, STORE])
