@@ -80,10 +80,10 @@ def read_answers(campaign: CampaignFiles, names: Mapping[str, str]) -> dict[str,
         InputError: a file is wrong, with the place of every fault.
     """
     public = read_public_part(campaign.instrument, names["instrument"])
-    # The vault judges the roster; here only its ids are needed, and a file that is no CSV shows at once.
+    # The vault judges the roster; here its ids are needed, and a file that is no roster at all shows at once.
     faults = FaultList(names["roster"])
     rows = CsvRows([campaign.roster], faults)
-    (column,) = rows.columns(["pupil_id"])
+    column = rows.columns(_HEADER)[_HEADER.index("pupil_id")]
     known = {row[column] for _, row in rows}
     faults.raise_if_any()
     return parse_responses(campaign.responses, names["responses"], public, known)

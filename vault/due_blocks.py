@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, and_, select
 
 from pli.errors import IntegrityError
 from vault.progress import Numbers, Run
@@ -52,38 +52,26 @@ def due_blocks(connection: Connection, campaign_id: str, run: Run) -> Iterator[D
 def _blocks_of(
     connection: Connection, campaign_id: str, epoch_id: bytes, settled: Numbers, target: Numbers
 ) -> Iterator[DueBlock]:
-    log = LANDING_LOG.c
-    due = [
-        (position, number, digest)
-        for position, number, digest in connection.execute(
-            select(log.position, log.number, log.digest)
-            .where(
-                log.campaign_id == campaign_id,
-                log.epoch_id == epoch_id,
-                log.number > settled.contiguous,
-            )
-            .order_by(log.number)
+    log, blocks = LANDING_LOG.c, LANDED_BLOCKS.c
+    rows = connection.execute(
+        select(log.number, log.digest, blocks.block)
+        .join(LANDED_BLOCKS, and_(blocks.campaign_id == log.campaign_id, blocks.position == log.position))
+        .where(
+            log.campaign_id == campaign_id,
+            log.epoch_id == epoch_id,
+            log.number > settled.contiguous,
+            log.number <= max(target.extras, default=target.contiguous),
         )
-        if number in target and number not in settled
-    ]
-    missing = len(target) - len(settled) - len(due)
-    for start in range(0, len(due), BLOCKS_AT_ONCE):
-        some = due[start : start + BLOCKS_AT_ONCE]
-        found = _read_blocks(connection, campaign_id, [position for position, _, _ in some])
-        missing += len(some) - len(found)
-        for position, number, digest in some:
-            if position in found:
-                yield DueBlock(epoch_id, number, digest, found[position])
+        .order_by(log.number),
+        execution_options={"yield_per": BLOCKS_AT_ONCE},
+    )
+    missing = len(target) - len(settled)
+    for number, digest, raw in rows:
+        if number in target and number not in settled:
+            missing -= 1
+            yield DueBlock(epoch_id, number, digest, raw)
     if missing:
         raise IntegrityError(
             f"{missing} landed blocks of epoch {epoch_id.hex()} are gone from the vault's database; "
             "restore the database from a backup"
         )
-
-
-def _read_blocks(connection: Connection, campaign_id: str, positions: list[int]) -> dict[int, bytes]:
-    blocks = LANDED_BLOCKS.c
-    rows = connection.execute(
-        select(blocks.position, blocks.block).where(blocks.campaign_id == campaign_id, blocks.position.in_(positions))
-    )
-    return {row.position: row.block for row in rows}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, insert, text, update
@@ -119,4 +120,9 @@ def _of_known_seats(entries: Sequence[bytes], entry: RegistryEntry | None) -> Se
     if entry is None:
         return []
     last = (entry.seats if entry.kind == CLASS else 0).to_bytes(2, "big")
-    return [found for found in entries if found[SEAT] <= last]
+    if max(map(_seat, entries)) <= last:
+        return entries
+    return [found for found in entries if _seat(found) <= last]
+
+
+_seat = itemgetter(SEAT)

@@ -12,10 +12,12 @@ whatever the order: it may be thrown away and made again.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
+from operator import itemgetter
 from struct import Struct
 from struct import error as struct_error
 
@@ -70,13 +72,15 @@ NOTHING = Script([], [], 0, 0, 0)
 
 def merge(old: Script, new: Sequence[bytes]) -> Script:
     """The union of a script and more entries, copies among them allowed."""
-    by_place = {entry[PLACE]: entry for entry in chain(old.kept, new)}
+    entries = [*old.kept, *new]
+    by_place = dict(zip(map(_place, entries), entries, strict=True))
     losers = old.losers
-    if len(by_place) < len(old.kept) + len(new):
-        by_place, losers = _union(chain(old.kept, old.losers, new))
-    kept = [by_place[place] for place in sorted(by_place)]
-    agree, differ, finishes = _digests(kept)
-    return Script(kept, losers, len(kept) - finishes, agree, differ)
+    if len(by_place) < len(entries):
+        by_place, losers = _union(chain(entries, old.losers))
+    places = sorted(by_place)
+    kept = [by_place[place] for place in places]
+    agree, differ = _digests(kept, places)
+    return Script(kept, losers, len(kept) - agree - differ, agree, differ)
 
 
 def _union(entries: Iterable[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
@@ -101,24 +105,30 @@ def _rank_of_content(item: tuple[bytes, bytes]) -> bytes:
     return sha256(item[0]).digest()
 
 
-def _digests(kept: list[bytes]) -> tuple[int, int, int]:
-    """How many finishes agree with the records before them, how many differ, how many there are."""
-    agree = finishes = count = 0
-    writer, covered, digest = b"", list[bytes](), sha256()
-    for entry in kept:
-        if entry[WRITER] != writer:
-            writer, count, digest = entry[WRITER], 0, sha256()
-            covered.clear()
-        if entry[KIND] == _FINISH:
-            digest.update(b"".join(covered))
-            count += len(covered)
-            covered.clear()
-            finishes += 1
-            said = parsed_finish(entry)
-            agree += said.count == count and said.digest == digest.digest()
+def _digests(kept: list[bytes], places: list[bytes]) -> tuple[int, int]:
+    """How many finishes agree with the records of their writer before them, and how many differ."""
+    kinds = bytes(map(_kind, kept))
+    agree = differ = count = start = 0
+    writer, digest = b"", sha256()
+    at = kinds.find(_FINISH)
+    while at >= 0:
+        finish = kept[at]
+        if finish[WRITER] != writer:
+            writer, digest, count = finish[WRITER], sha256(), 0
+            start = bisect_left(places, writer)
+        digest.update(b"".join(map(_digested, kept[start:at])))
+        count += at - start
+        said = parsed_finish(finish)
+        if said.count == count and said.digest == digest.digest():
+            agree += 1
         else:
-            covered.append(entry[DIGESTED])
-    return agree, finishes - agree, finishes
+            differ += 1
+        start = at + 1
+        at = kinds.find(_FINISH, start)
+    return agree, differ
+
+
+_kind, _place, _digested = itemgetter(KIND), itemgetter(PLACE), itemgetter(DIGESTED)
 
 
 def join(entries: Sequence[bytes]) -> bytes:

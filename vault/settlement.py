@@ -34,8 +34,8 @@ from vault.script_store import OldScripts
 from vault.store.database import Database
 from vault.store.landing_tables import RESULTS, SCRIPT_CONFLICTS, SCRIPTS, SETTLEMENT_COUNTS
 
-PARTITION_RECORDS = 1_000_000
-"""About 150 MB while such a partition is merged."""
+PARTITION_RECORDS = 2_000_000
+"""About 300 MB while such a partition is merged."""
 
 RUN_PARTITIONS = 2
 """Of a full run. More of them walk over the run's blocks more often; fewer make the runs smaller, so

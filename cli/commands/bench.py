@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -38,10 +38,9 @@ def vault(
     _run("bench.vault", "--answers", str(answers), json=json)
 
 
-def _run(module: str, *arguments: str, json: bool) -> None:
+def _run(module: str, *arguments: str, json: bool) -> NoReturn:
     if find_spec("bench") is None:
         raise ConfigError("this installation has no benchmarks; run `make bench` in a checkout")
     command = [sys.executable, "-m", module, *arguments, *(["--json"] if json else [])]
-    status = subprocess.run(command, check=False).returncode
-    if status:
-        raise typer.Exit(status)
+    # This process goes on as the benchmark, so that Ctrl-C reaches what has services to stop.
+    os.execv(sys.executable, command)  # noqa: S606  # no shell is wanted

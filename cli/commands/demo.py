@@ -113,7 +113,7 @@ def _files(
     if roster is None or instrument is None or responses is None:
         raise InputError("give all three of --roster, --instrument and --responses, or none")
     contents = [_read(path) for path in (roster, instrument, responses)]
-    return CampaignFiles(*contents), {"roster": str(roster), "instrument": str(instrument), "responses": str(responses)}
+    return CampaignFiles(*contents), {"roster": roster.name, "instrument": instrument.name, "responses": responses.name}
 
 
 def _read(path: Path) -> bytes:

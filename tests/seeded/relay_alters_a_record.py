@@ -7,24 +7,24 @@ from dataclasses import replace
 import typer
 
 import server.main.relay
-from server.relay import Relay
+from server.carrying import Carrier
 from server.store.relay_spool import Entry
 
-_deposit = Relay._deposit_portion
+_deposit = Carrier._deposit_portion
 _altered: list[Entry] = []
 
 
-async def _altering(self: Relay, shard: int, entries: list[Entry]) -> int:
+async def _altering(self: Carrier, entries: list[Entry]) -> int:
     for index, entry in enumerate(entries):
         if entry.block and not _altered:
             _altered.append(entry)
             middle = len(entry.block) // 2
             flipped = entry.block[:middle] + bytes((entry.block[middle] ^ 1,)) + entry.block[middle + 1 :]
             entries[index] = replace(entry, block=flipped)
-    return await _deposit(self, shard, entries)
+    return await _deposit(self, entries)
 
 
-Relay._deposit_portion = _altering  # type: ignore[method-assign]  # the fault
+Carrier._deposit_portion = _altering  # type: ignore[method-assign]  # the fault
 
 if __name__ == "__main__":
     typer.run(server.main.relay.main)

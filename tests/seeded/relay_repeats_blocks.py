@@ -5,17 +5,17 @@ from __future__ import annotations
 import typer
 
 import server.main.relay
-from server.relay import Relay
+from server.carrying import Carrier
 from server.store.relay_spool import Entry
 
-_deposit = Relay._deposit_portion
+_deposit = Carrier._deposit_portion
 
 
-async def _repeating(self: Relay, shard: int, entries: list[Entry]) -> int:
-    return await _deposit(self, shard, [*entries, *(entry for entry in entries if entry.block)])
+async def _repeating(self: Carrier, entries: list[Entry]) -> int:
+    return await _deposit(self, [*entries, *(entry for entry in entries if entry.block)])
 
 
-Relay._deposit_portion = _repeating  # type: ignore[method-assign]  # the fault
+Carrier._deposit_portion = _repeating  # type: ignore[method-assign]  # the fault
 
 if __name__ == "__main__":
     typer.run(server.main.relay.main)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 import vault.main.vault
-import vault.settlement
+import vault.partition
 from vault.scripts import join
 
 
@@ -15,7 +15,7 @@ def _twice(entries: Sequence[bytes]) -> bytes:
     return join([*entries[:1], *entries])
 
 
-vault.settlement.join = _twice  # type: ignore[attr-defined]  # the fault
+vault.partition.join = _twice  # type: ignore[attr-defined]  # the fault
 
 if __name__ == "__main__":
     typer.run(vault.main.vault.main)

@@ -62,6 +62,20 @@ async def test_sums_are_of_what_is_settled_while_more_has_landed(place: LandingP
     assert records() == LandedRecords(landed=11, targeted=11, accounted=11)
 
 
+async def test_a_block_beside_the_log_counts_as_settled_once_a_run_has_taken_it(place: LandingPlace) -> None:
+    campaign = place.campaign()
+    writer = Writer(campaign.pupils[0])
+    epoch = campaign.node().epoch()
+    await campaign.deposit(epoch.block(writer.sends(writer.choose("a", "A"))), headers=[epoch.header])
+    await campaign.settle()
+    await campaign.deposit(epoch.sealed(1, [writer.sends(writer.choose("b", "B"), writer.choose("c", "C"))]))
+    sums = place.database.read_now(lambda c: landed_records(c, campaign.campaign_id))
+    assert sums == LandedRecords(landed=3, targeted=1, accounted=1)
+    await campaign.settle()
+    sums = place.database.read_now(lambda c: landed_records(c, campaign.campaign_id))
+    assert sums == LandedRecords(landed=3, targeted=3, accounted=3)
+
+
 async def test_a_campaign_in_which_nothing_landed_counts_nothing_and_is_settled(place: LandingPlace) -> None:
     campaign = place.campaign()
     assert campaign.counts() == CampaignCounts()

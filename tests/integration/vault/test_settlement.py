@@ -11,7 +11,7 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Executable, delete, select, update
+from sqlalchemy import Connection, Executable, Table, delete, select, update
 
 from pli.errors import IntegrityError, StateError, VaultLocked
 from pli.ingest.v1.ingest_pb2 import Presence
@@ -26,6 +26,7 @@ from vault.keyring import AnswerKeys
 from vault.opening import OpeningEpoch
 from vault.partition import bounds
 from vault.progress import last_run
+from vault.script_store import SCRIPTS_AT_ONCE, OldScripts
 from vault.settlement import Settlement, is_settled
 from vault.store.landing_tables import (
     EPOCH_HEADERS,
@@ -414,6 +415,17 @@ async def test_everything_can_be_thrown_away_and_made_again(place: LandingPlace)
     assert settled(campaign)
 
 
+async def test_blocks_beside_the_log_are_settled_again_too(campaign: LandingCampaign) -> None:
+    first, second = (Writer(pseudonym) for pseudonym in campaign.pupils[:2])
+    epoch = campaign.node().epoch()
+    block = epoch.block(first.sends(first.choose("a", "A")))
+    await campaign.deposit(block, epoch.sealed(1, [second.sends(second.choose("a", "B"))]), headers=[epoch.header])
+    before, scripts = await campaign.settle(), campaign.scripts()
+    await Settlement(campaign.database, campaign.keyring).resettle(campaign.campaign_id)
+    assert (campaign.counts(), campaign.scripts()) == (before, scripts)
+    assert settled(campaign)
+
+
 async def test_everything_can_be_made_again_from_a_run_that_was_cut_off(place: LandingPlace) -> None:
     campaign = place.campaign(pupils=12)
     await landed_in_many_partitions(campaign)
@@ -445,6 +457,18 @@ async def test_a_late_change_makes_a_new_version_of_one_script(campaign: Landing
     await land(campaign, writer.sends(record))
     await campaign.settle()
     assert [campaign.stored(pseudonym).version for pseudonym in campaign.pupils] == [1, 2, 1, 1]
+
+
+async def test_an_old_script_is_found_behind_any_number_of_strangers(campaign: LandingCampaign) -> None:
+    await landed_in_many_partitions(campaign)
+    await campaign.settle()
+    pupil = campaign.pupils[3]
+    number = int.from_bytes(pupil, "big")
+    strangers = [(number - offset).to_bytes(16, "big") for offset in range(3 * SCRIPTS_AT_ONCE, 0, -1)]
+    known = sorted([*strangers, *campaign.pupils])
+    found = campaign.database.read_now(lambda c: OldScripts(c, campaign.keys, known).find(pupil))
+    assert found is not None
+    assert found.script.kept == campaign.scripts()[pupil][0]
 
 
 # Altered, locked, missing
@@ -512,12 +536,30 @@ async def test_a_log_that_was_changed_after_settlement_is_found_by_the_next_one(
         await campaign.settle()
 
 
-async def test_a_landed_block_that_is_gone_is_found(campaign: LandingCampaign) -> None:
+@pytest.mark.parametrize("table", [LANDED_BLOCKS, LANDING_LOG], ids=lambda table: table.name)
+async def test_a_landed_block_that_is_gone_is_found_before_anything_is_settled(
+    place: LandingPlace, table: Table
+) -> None:
+    campaign = place.campaign(pupils=12)
+    await landed_in_many_partitions(campaign)
+    # The log is read once more for each run; the block goes while the first run is under way.
+    gone = delete(table).where(table.c.position == 1)
+
+    def lose(_campaign_id: str, partition: int) -> None:
+        if partition == 0:
+            campaign.database.write_now(lambda c: c.execute(gone))
+
+    with pytest.raises(IntegrityError, match=r"gone from the vault's database|does not fit"):
+        await campaign.settle(partition_records=3, on_stored=lose)
+    assert not settled(campaign)
+
+
+async def test_a_block_that_was_gone_from_the_start_settles_nothing(campaign: LandingCampaign) -> None:
     await landed_in_many_partitions(campaign)
     campaign.database.write_now(lambda c: c.execute(delete(LANDED_BLOCKS).where(LANDED_BLOCKS.c.position == 1)))
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match=r"1 landed blocks .* are gone from the vault's database"):
         await campaign.settle()
-    assert not settled(campaign)
+    assert campaign.place.rows_in(SCRIPTS) == 0
 
 
 async def test_a_header_that_is_gone_is_named(campaign: LandingCampaign) -> None:
