@@ -34,7 +34,7 @@ up: $(VENV)/runtime ## the same services, kept running; state in pli-state/
 	$(BIN)/pli up --dir pli-state $(UP)
 
 test: $(VENV)/dev ## every test
-	$(BIN)/python -m pytest $(TEST)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TEST)
 
 lint: $(VENV)/dev ## ruff, mypy, import contracts, protos and stubs
 	$(BIN)/ruff check .
