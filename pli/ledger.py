@@ -31,6 +31,9 @@ HEADER = "pli-ledger 1"
 LEDGER_KEY_BYTES = 32
 DIGEST_BYTES = 16
 WRITER_BYTES = 16
+MAX_NUMBER_DIGITS = 16
+"""A seq is below 2^53 (docs/protocol.md)."""
+
 MAX_LINE_BYTES = 256
 """Longer than any line of this format."""
 
@@ -219,6 +222,6 @@ def _bytes(text: str, length: int) -> bytes:
 
 
 def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError("not a number")
+    if not text.isdecimal() or len(text) > MAX_NUMBER_DIGITS:
+        raise ValueError("not a number of a ledger")
     return int(text)

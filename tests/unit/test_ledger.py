@@ -83,6 +83,7 @@ def test_ledgers_of_one_campaign_may_be_put_together(tmp_path: Path) -> None:
         b"pli-ledger 1 demo\npli-ledger 1 other\n",
         b"pli-ledger 1 demo\nx 00 1\n",
         b"pli-ledger 1 demo\na 0011 1\n",
+        b"pli-ledger 1 demo\na " + WRITER.hex().encode() + b" 18446744073709551616\n",
         b"pli-ledger 1 demo\na " + WRITER.hex().encode() + b" -1\n",
         b"pli-ledger 1 demo\ns " + WRITER.hex().encode() + b" 1\n",
         b"pli-ledger 1 demo\no " + WRITER.hex().encode() + b" " + b"00" * 16 + b" more\n",
