@@ -89,7 +89,7 @@ class ScriptedVault(DepositServiceServicer):
             raise VaultUnavailable("the scripted vault is away")
         return self.response
 
-    async def FetchBundle(  # type: ignore[override]  # noqa: N802  # an async generator, which the stubs do not model
+    async def FetchBundle(
         self, request: FetchBundleRequest, context: Context
     ) -> AsyncIterator[FetchBundleResponse]:
         assert self.bundle is not None
