@@ -134,18 +134,16 @@ class Platform:
     @asynccontextmanager
     async def echo(self) -> AsyncIterator[Target]:
         """The bare echo."""
-        with pinned(self.cores.server):
-            async with serving("bench.echo_server") as (address, pid):
-                yield Target(address, [pid])
+        async with serving("bench.echo_server", cores=self.cores.server) as (address, pid):
+            yield Target(address, [pid])
 
     @asynccontextmanager
     async def naive(self) -> AsyncIterator[Target]:
         """The naive server, on the store and with the rights of an ingest node."""
         spool = tomllib.loads(self.deployment.config("server").read_text())["spool"]
         options = ("--url", spool["url"], "--user", spool["username"], "--password-file", spool["password_file"])
-        with pinned(self.cores.server):
-            async with serving("bench.naive_server", *options) as (address, pid):
-                yield Target(address, [pid])
+        async with serving("bench.naive_server", *options, cores=self.cores.server) as (address, pid):
+            yield Target(address, [pid])
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bench.generator import Job
+from bench.machine import pinned
 from pli.errors import StateError
 
 STOP_SECONDS = 5.0
@@ -20,15 +21,18 @@ STOP_SECONDS = 5.0
 
 
 @asynccontextmanager
-async def running(module: str, *arguments: str, takes_input: bool = False) -> AsyncIterator[Process]:
-    """`python -m module …` for as long as the block lasts."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "pli.tied", str(os.getpid()), module, *arguments,
-        stdin=PIPE if takes_input else DEVNULL,
-        stdout=PIPE,
-        # Ctrl-C reaches the benchmark alone, which then stops its processes in order.
-        start_new_session=True,
-    )  # fmt: skip
+async def running(
+    module: str, *arguments: str, cores: frozenset[int] | None = None, takes_input: bool = False
+) -> AsyncIterator[Process]:
+    """`python -m module …` for as long as the block lasts; on `cores`, or on those of this process."""
+    with pinned(cores or frozenset(os.sched_getaffinity(0))):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "pli.tied", str(os.getpid()), module, *arguments,
+            stdin=PIPE if takes_input else DEVNULL,
+            stdout=PIPE,
+            # Ctrl-C reaches the benchmark alone, which then stops its processes in order.
+            start_new_session=True,
+        )  # fmt: skip
     try:
         yield process
     finally:
@@ -36,9 +40,9 @@ async def running(module: str, *arguments: str, takes_input: bool = False) -> As
 
 
 @asynccontextmanager
-async def serving(module: str, *arguments: str) -> AsyncIterator[tuple[str, int]]:
+async def serving(module: str, *arguments: str, cores: frozenset[int] | None = None) -> AsyncIterator[tuple[str, int]]:
     """A server for as long as the block lasts: where it listens, and its process id."""
-    async with running(module, *arguments) as process:
+    async with running(module, *arguments, cores=cores) as process:
         line = await process.stdout.readline() if process.stdout is not None else b""
         if not line:
             raise StateError(f"{module} ended while starting")

@@ -16,7 +16,7 @@ import typer
 
 from pli.config import load, read_secret_file, write_secret_file
 from pli.errors import ConfigError
-from pli.process import die_with_parent, exit_with_reason
+from pli.process import exit_with_reason
 from pli.secret import Secret
 from server.config import EmbeddedSettings
 from server.main.common import ConfigFile
@@ -117,7 +117,6 @@ def main(config: ConfigFile) -> None:
         settings = load(EmbeddedSettings, config)
         configuration = prepare(settings.directory, settings.socket_directory, settings.max_memory_mb)
         binary = server_binary()
-        die_with_parent()
         os.execv(  # noqa: S606  # becomes the store itself: no process in between that could die alone
             binary, [str(binary), str(configuration)]
         )

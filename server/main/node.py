@@ -22,7 +22,6 @@ from pli.process import (
     bound_address,
     claim_port,
     configure_logging,
-    die_with_parent,
     exclusive,
     exit_with_reason,
     say_ready,
@@ -143,7 +142,6 @@ def main(config: ConfigFile) -> None:
 
     def run() -> None:
         configure_logging("server")
-        die_with_parent()
         settings = load(ServerSettings, config)
         with exclusive(settings.state_dir, "an ingest node"):
             asyncio.run(serve(settings, config))

@@ -15,7 +15,6 @@ from pli.errors import ConfigError
 from pli.process import (
     cancelled,
     configure_logging,
-    die_with_parent,
     exclusive,
     exit_with_reason,
     say_ready,
@@ -74,7 +73,6 @@ def main(config: ConfigFile) -> None:
 
     def run() -> None:
         configure_logging("relay")
-        die_with_parent()
         settings = load(RelaySettings, config)
         with exclusive(settings.state_dir, "a relay"):
             uvloop.run(serve(settings))

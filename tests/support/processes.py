@@ -18,7 +18,10 @@ STOP_SECONDS = 15.0
 _BOUND_TO_US = (
     "import os,sys;from pli.process import die_with_parent;die_with_parent();os.execv(sys.argv[1],sys.argv[1:])"
 )
-"""Lets a foreign program die with the test run, as pli's own processes do by themselves."""
+"""Lets a foreign program die with the test run."""
+
+TIED = [sys.executable, "-m", "pli.tied", str(os.getpid())]
+"""Starts a module of ours so that it cannot outlive the test run."""
 
 
 class Child:
@@ -53,7 +56,7 @@ class Child:
         cls, name: str, *arguments: str, log: Path, environ: Mapping[str, str] | None = None, says_ready: bool = True
     ) -> Child:
         """`python -m name …`, one of pli's processes."""
-        return cls([sys.executable, "-m", name, *arguments], log, environ, says_ready=says_ready)
+        return cls([*TIED, name, *arguments], log, environ, says_ready=says_ready)
 
     @classmethod
     def program(cls, path: Path, *arguments: str, log: Path) -> Child:
@@ -127,7 +130,7 @@ class Child:
 
 async def run(arguments: Sequence[str], log: Path, environ: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Runs `python -m …` to its end; exit status and stderr."""
-    child = Child([sys.executable, "-m", *arguments], log, environ)
+    child = Child([*TIED, *arguments], log, environ)
     try:
         return await child.ended(30.0), child.output()
     finally:

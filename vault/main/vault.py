@@ -26,7 +26,6 @@ from pli.process import (
     claim_port,
     clock_ms,
     configure_logging,
-    die_with_parent,
     exclusive,
     exit_with_reason,
     say_ready,
@@ -264,7 +263,6 @@ def main(
 
     def run() -> None:
         configure_logging("vault")
-        die_with_parent()
         if api_implementation.Type() != "upb":
             raise ConfigError("protobuf runs without its C implementation (upb); reinstall protobuf")
         settings = load(VaultSettings, config)
