@@ -9,12 +9,18 @@ spool/ vault/ vault-keys/ vault-secrets/ vault-public/ server/ relay/ logs/
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pli.config import NO_SETTINGS, PREFIX
 from pli.development_ca import AUTHORITY_FILE, DevelopmentAuthority
 from pli.errors import ConfigError
+
+MAX_SOCKET_PATH_BYTES = 100
+"""The kernel takes 108; the store needs a few for itself."""
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
 NODE_NAME = "node-1"
@@ -165,6 +171,22 @@ class Deployment:
             watches = role in ("operator", "observer")
             address = self.addresses.operations if watches else self.addresses.vault
             write_toml(self.profile(role), {**common, "address": address, **self._certificate(role, name)})
+
+
+def refuse_overrides(environ: Mapping[str, str]) -> None:
+    """Raises ConfigError for a `PLI_…` variable: it would reach four services, each with keys of its own."""
+    found = sorted(name for name in environ if name.startswith(PREFIX) and name not in NO_SETTINGS)
+    if found:
+        raise ConfigError(f"{', '.join(found)} would change the services of this command; unset it")
+
+
+def make_socket_dir(root: Path) -> Path:
+    """A private directory for the store's Unix socket: in `root` where that path is short enough for one."""
+    inside = root / "run"
+    if len(os.fsencode(inside / "spool.sock")) <= MAX_SOCKET_PATH_BYTES:
+        inside.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return inside
+    return Path(tempfile.mkdtemp(prefix="pli-"))
 
 
 def write_toml(path: Path, table: Table) -> None:

@@ -12,7 +12,7 @@ import grpc
 import stamina
 
 from cli.profiles import Profile, read_profile
-from pli.errors import Unavailable
+from pli.errors import ConfigError, Unavailable
 from pli.rpc.client import typed
 from pli.secret import Secret
 from pli.vault.v1 import campaign_pb2 as campaign
@@ -141,7 +141,10 @@ class Office:
 
     async def verify(self, ledger: Path, key: Secret) -> rehearsal.VerifyLedgerResponse:
         """Has the vault compare a ledger with what it holds."""
-        content = await asyncio.to_thread(ledger.read_bytes)
+        try:
+            content = await asyncio.to_thread(ledger.read_bytes)
+        except OSError as error:
+            raise ConfigError(f"ledger {ledger} cannot be read: {error.strerror}") from error
         first = rehearsal.VerifyLedgerRequest(campaign_id=self.campaign_id, ledger_key=key.reveal())
 
         def sent() -> AsyncIterator[rehearsal.VerifyLedgerRequest]:

@@ -61,7 +61,7 @@ class Classroom:
         observer: SessionObserver,
         mishaps: Mishaps,
         pace_ms: float,
-        random: Random,
+        seed: int,
         on_progress: Callable[[Attendance], None],
     ) -> None:
         self._options = options
@@ -69,7 +69,7 @@ class Classroom:
         self._observer = observer
         self._mishaps = mishaps
         self._pace_seconds = pace_ms / 1000
-        self._random = random
+        self._seed = seed
         self._on_progress = on_progress
         self._doors = asyncio.Semaphore(OPENINGS_AT_ONCE)
         self._everybody = asyncio.Event()
@@ -81,19 +81,21 @@ class Classroom:
         self._expected = len(answers)
         async with asyncio.TaskGroup() as pupils:
             for pupil_id, given in answers.items():
-                pupils.create_task(self._attend(codes[pupil_id], given))
+                # A source of their own: the order in which pupils come to speak must not change what they do.
+                random = Random(f"{self._seed}/{pupil_id}")
+                pupils.create_task(self._attend(codes[pupil_id], given, random))
         return self.attendance
 
-    async def _attend(self, code: str, given: Sequence[tuple[str, str]]) -> None:
+    async def _attend(self, code: str, given: Sequence[tuple[str, str]], random: Random) -> None:
         try:
-            await self._sit(code, given)
+            await self._sit(code, given, random)
         except PliError as error:
             self.attendance.failures.append(f"{error.reason}: {error.message}")
         finally:
             self._on_progress(self.attendance)
 
-    async def _sit(self, code: str, given: Sequence[tuple[str, str]]) -> None:
-        attendance, random = self.attendance, self._random
+    async def _sit(self, code: str, given: Sequence[tuple[str, str]], random: Random) -> None:
+        attendance = self.attendance
         half = len(given) // 2 if random.random() < self._mishaps.second_device else 0
         spoils = random.random() < self._mishaps.invalid
         session = self._device(code)
@@ -107,7 +109,7 @@ class Classroom:
             finally:
                 await self._meet()
             if half:
-                await self._answer(session, given[:half])
+                await self._answer(session, given[:half], random)
                 await session.flush()
                 await session.close()
                 attendance.devices_changed += 1
@@ -115,7 +117,7 @@ class Classroom:
                 await session.open()
             if spoils:
                 await session.answer(given[0][0] if given else next(iter(self._items)), choice="no such option")
-            await self._answer(session, given[half:])
+            await self._answer(session, given[half:], random)
             await session.finish()
             attendance.finished += 1
             attendance.rejected += len(session.settled.rejected)
@@ -135,14 +137,14 @@ class Classroom:
         async with asyncio.timeout(MEET_SECONDS):
             await self._everybody.wait()
 
-    async def _answer(self, session: PupilSession, given: Sequence[tuple[str, str]]) -> None:
+    async def _answer(self, session: PupilSession, given: Sequence[tuple[str, str]], random: Random) -> None:
         for item_id, cell in given:
             item = self._items[item_id]
             if self._pace_seconds:
                 # Spread like thinking is: pupils who answer in step would come in waves.
-                await asyncio.sleep(self._random.expovariate(1 / self._pace_seconds))
-            if self._random.random() < self._mishaps.changed:
-                await self._give(session, item, self._other(item))
+                await asyncio.sleep(random.expovariate(1 / self._pace_seconds))
+            if random.random() < self._mishaps.changed:
+                await self._give(session, item, _other(item, random))
             await self._give(session, item, cell)
 
     async def _give(self, session: PupilSession, item: PublicItem, cell: str) -> None:
@@ -157,7 +159,9 @@ class Classroom:
                 await session.answer(item.id, text=cell)
         self.attendance.answers += 1
 
-    def _other(self, item: PublicItem) -> str:
-        if item.options:
-            return self._random.choice(item.options)
-        return "7" if item.type == ItemType.ITEM_TYPE_NUMBER else "…"
+
+def _other(item: PublicItem, random: Random) -> str:
+    """Another answer than the one that will stay; as valid."""
+    if item.options:
+        return random.choice(item.options)
+    return "7" if item.type == ItemType.ITEM_TYPE_NUMBER else "…"

@@ -9,25 +9,23 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import structlog
 
-from cli.deployment import Addresses, Deployment
+from cli.deployment import Addresses, Deployment, make_socket_dir
 from cli.office import Office
 from cli.pupils import Attendance, Classroom, Mishaps
 from cli.services import Services, free_address
 from cli.simulation import CampaignFiles, read_answers
 from pli.client import ClientOptions
 from pli.config import write_secret_file
-from pli.errors import ConfigError, StateError
+from pli.errors import ConfigError, InputError, StateError
 from pli.instrument import read_public_part
 from pli.ledger import LEDGER_KEY_BYTES, LedgerWriter
 from pli.process import exclusive
@@ -159,8 +157,13 @@ class Rehearsal:
         answers = await asyncio.to_thread(read_answers, options.files, options.names)
         refuse_used(options.out)
         with exclusive(options.out, "another rehearsal"):
-            async with self._running() as office:
-                await watched(self._campaign(office, answers), self._services().failed)
+            try:
+                async with self._running() as office:
+                    await watched(self._campaign(office, answers), self._services().failed)
+            except InputError:
+                # The vault refused a file: with nothing left of this run, the same command works once it is corrected.
+                await asyncio.to_thread(empty, options.out)
+                raise
         self._end_phase()
         self.outcome.seconds = round(time.monotonic() - self._started, 3)
         return self.outcome
@@ -179,7 +182,7 @@ class Rehearsal:
         """Services up; on the way out all of them stopped, whatever happened."""
         options = self._options
         self._begin("start")
-        socket_dir = Path(tempfile.mkdtemp(prefix="pli-"))
+        socket_dir = make_socket_dir(options.out.resolve())
         addresses = Addresses(free_address(), free_address(), free_address())
         self.deployment = deployment = Deployment(options.out.resolve(), options.campaign_id, addresses, socket_dir)
         self.services = services = Services(deployment.root / "logs", self._on_trouble, options.modules)
@@ -225,7 +228,7 @@ class Rehearsal:
             ledger,
             options.mishaps,
             options.pace_ms,
-            Random(options.seed),  # which pupils have a mishap; nothing secret
+            options.seed,
             lambda attendance: self._on_progress(attendance, len(answers)),
         )
         try:
@@ -351,8 +354,17 @@ async def watched(work: Awaitable[None], failed: asyncio.Future[str]) -> None:
 
 def refuse_used(out: Path) -> None:
     """Raises ConfigError when `out` holds something: a rehearsal never mixes with an earlier one."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is not a directory; name a new one")
     if out.exists() and any(entry.name != "lock" for entry in out.iterdir()):
         raise ConfigError(f"{out} is not empty; name a new directory, or remove this one")
+
+
+def empty(directory: Path) -> None:
+    """Removes all that a directory holds, but for the lock that is held on it."""
+    for entry in directory.iterdir():
+        if entry.name != "lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def write_private(path: Path, content: bytes) -> None:

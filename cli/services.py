@@ -23,10 +23,12 @@ STOP_SECONDS = 12.0
 RESTART_PAUSE_SECONDS = 0.2
 """Before the first restart; doubled for each one after: a port may be held by what still drains."""
 
-MAX_RESTARTS = 5
-"""Deaths of one service within RESTART_WINDOW_SECONDS that are mended; more is a fault, not a mishap."""
+MAX_RESTART_PAUSE_SECONDS = 5.0
+"""A store whose disk is full dies at each write until somebody makes room: it is tried again for ever, at a
+pace that costs nothing, and whatever it acknowledged is still there when it is back."""
 
 RESTART_WINDOW_SECONDS = 60.0
+"""Deaths further apart are mishaps of their own: the pause begins small again."""
 
 MODULES: Mapping[str, str] = {
     "spool": "server.main.embedded",
@@ -50,6 +52,8 @@ class Service:
     config: Path
     log_file: Path
     process: asyncio.subprocess.Process
+    log_start: int = 0
+    """Where the log of this start begins in the file."""
     facts: dict[str, str] = field(default_factory=dict)
     restarts: list[float] = field(default_factory=list)
 
@@ -58,7 +62,7 @@ class Services:
     """Starts services and keeps them running until `stop`.
 
     `modules` replaces entries of MODULES: a test runs a service with a fault seeded into it.
-    `on_trouble` is told in a sentence of every death; `failed` is set when mending has no sense.
+    `on_trouble` is told in a sentence of every death; `failed` is set when one hangs instead of coming up.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class Services:
     async def _spawn(self, name: str, config: Path) -> Service:
         log_file = self._logs / f"{name}.log"
         with log_file.open("ab") as log:
+            log_start = log.tell()
             process = await asyncio.create_subprocess_exec(
                 self._executable, "-m", "pli.tied", str(os.getpid()), self._modules[name], "--config", str(config),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -121,7 +126,7 @@ class Services:
                 # Ctrl-C reaches the command alone, which then stops its services in order.
                 start_new_session=True,
             )  # fmt: skip
-        return Service(name, config, log_file, process)
+        return Service(name, config, log_file, process, log_start)
 
     async def _until_up(self, service: Service, socket_file: Path | None) -> None:
         if socket_file is None:
@@ -149,9 +154,7 @@ class Services:
         raise self._ended(service)
 
     def _ended(self, service: Service) -> ConfigError:
-        lines = service.log_file.read_text(errors="replace").strip().splitlines()
-        plain = [line for line in lines[-20:] if not line.startswith("{")] or lines[-1:]
-        told = "\n  ".join(line.removeprefix("error: ") for line in plain[-6:])
+        told = "\n  ".join(_last_words(service, 6)) or f"it said nothing; see {service.log_file}"
         return ConfigError(f"{service.name} ended while starting (status {service.process.returncode}):\n  {told}")
 
     async def _keep(self, service: Service, socket_file: Path | None) -> None:
@@ -161,13 +164,12 @@ class Services:
             status = await service.process.wait()
             now = clock()
             service.restarts = [at for at in service.restarts if now - at < RESTART_WINDOW_SECONDS] + [now]
-            self._on_trouble(f"{service.name} died (status {status}) and is started again")
-            if len(service.restarts) > MAX_RESTARTS:
-                self._fail(f"{service.name} died {len(service.restarts)} times; see {service.log_file}")
-                return
-            await asyncio.sleep(RESTART_PAUSE_SECONDS * 2 ** (len(service.restarts) - 1))
+            last = "".join(_last_words(service, 1))
+            self._on_trouble(f"{service.name} died (status {status}) and is started again; its last words: {last}")
+            pause = RESTART_PAUSE_SECONDS * 2 ** min(len(service.restarts) - 1, 10)
+            await asyncio.sleep(min(pause, MAX_RESTART_PAUSE_SECONDS))
             again = await self._spawn(service.name, service.config)
-            service.process = again.process
+            service.process, service.log_start = again.process, again.log_start
             try:
                 async with asyncio.timeout(READY_SECONDS):
                     await self._until_up(service, socket_file)
@@ -192,6 +194,15 @@ class Services:
             self._on_trouble(f"{service.name} did not stop within {STOP_SECONDS:.0f} s and was killed")
             process.kill()
             await process.wait()
+
+
+def _last_words(service: Service, lines: int) -> list[str]:
+    """The last lines of this start's log that are for people; of a log in JSON alone, its last line."""
+    with service.log_file.open("rb") as log:
+        log.seek(service.log_start)
+        said = log.read().decode(errors="replace").strip().splitlines()
+    plain = [line.removeprefix("error: ") for line in said[-20:] if not line.startswith("{")]
+    return (plain or said[-1:])[-lines:]
 
 
 def free_address() -> str:

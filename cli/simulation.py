@@ -86,7 +86,12 @@ def read_answers(campaign: CampaignFiles, names: Mapping[str, str]) -> dict[str,
     column = rows.columns(_HEADER)[_HEADER.index("pupil_id")]
     known = {row[column] for _, row in rows}
     faults.raise_if_any()
-    return parse_responses(campaign.responses, names["responses"], public, known)
+    responses = parse_responses(campaign.responses, names["responses"], public, known)
+    if not responses:
+        faults = FaultList(names["responses"])
+        faults.add(0, "", "", "there is no pupil in the file: a campaign without a session would prove nothing")
+        faults.refuse()
+    return responses
 
 
 def _pupil(number: int, pupil_id: str, random: Random) -> list[str]:

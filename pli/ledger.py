@@ -88,7 +88,10 @@ class LedgerWriter:
         self._file.close()
 
     def _write(self, line: str) -> None:
-        self._file.write(line.encode() + b"\n")
+        try:
+            self._file.write(line.encode() + b"\n")
+        except OSError as error:
+            raise ConfigError(f"ledger {self._file.name} cannot be written: {error.strerror}; make room") from error
 
     def __repr__(self) -> str:
         return f"LedgerWriter({self._file.name!r})"

@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -70,7 +71,11 @@ def clock_ms() -> int:
 
 
 def exit_with_reason(run: Callable[[], None]) -> None:
-    """Runs a process; an error of ours becomes one message and its exit code."""
+    """Runs a process; an error of ours becomes one message and its exit code.
+
+    No core of it is ever written: codes, answers in flight and keys would be in it (I11).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         run()
     except PliError as error:

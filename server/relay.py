@@ -69,6 +69,8 @@ class Relay:
                     self._said[name] = error.message
                     log.warning("relay_waits", action=name, reason=error.reason, why=error.message)
                 self._why[name] = error.reason
+                if name == EXCHANGE:
+                    await self._publish_failure()
                 share = int.from_bytes(self._random_bytes(4), "big") / 2**32
                 await asyncio.sleep(LEAST_BACKOFF_SECONDS + share * bound)
                 bound = min(2 * bound, self._settings.backoff_max_ms / 1000)
@@ -88,6 +90,13 @@ class Relay:
         await self._orders.exchange()
         self._why[EXCHANGE] = ""
         await self._publish()
+
+    async def _publish_failure(self) -> None:
+        """While the vault does not answer the status must say so, and how long blocks wait."""
+        try:
+            await self._publish()
+        except PliError as error:
+            log.warning("status_not_published", reason=error.reason)
 
     async def _publish(self) -> None:
         """This relay's row of the status, and the age that nodes may not read themselves."""

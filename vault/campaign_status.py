@@ -52,7 +52,7 @@ def _waiting_for(
     state = State(campaign.state)
     pending = open_transition(connection, campaign.campaign_id)
     if locked and _needs_keys(campaign, pending, now_ms):
-        yield "an order about the window is due and the answers are locked: pli keys unlock answers"
+        yield "an order about the window is due and the answers are locked: KeyService.Unlock"
     if state in (State.CLOSED, State.DRAINED):
         yield from drain.missing(connection, campaign.campaign_id)
         return
@@ -68,7 +68,7 @@ def _waiting_for(
                 f"vault gave {campaign.window_version}; was an older database restored?"
             )
     if state is State.DRAFT and pending is None:
-        yield from missing(connection, campaign.campaign_id) or ["the bundle is not published: pli campaign publish"]
+        yield from missing(connection, campaign.campaign_id) or ["the bundle is not published: CampaignService.Publish"]
     elif state is State.DRAFT:
         yield from _unloaded(campaign, shards)
     elif state is State.OPEN:

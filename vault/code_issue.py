@@ -98,7 +98,7 @@ def _draw(connection: Connection, identities: IdentityKeys, key: Secret, random_
     campaign_id = identities.campaign_id
     without = _without_code(connection, campaign_id)
     if _count(connection, IDENTITIES, campaign_id) == 0:
-        raise StateError(f"campaign {campaign_id} has no roster; import one: pli campaign import-roster")
+        raise StateError(f"campaign {campaign_id} has no roster; import one: CampaignService.ImportRoster")
     taken = set(connection.execute(select(REGISTRY.c.pseudonym).where(REGISTRY.c.campaign_id == campaign_id)).scalars())
     seal, table = identities.rows.seal, CODES.name
     rows: list[tuple[int, bytes]] = []

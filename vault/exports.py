@@ -130,14 +130,14 @@ def _check_whole(connection: Connection, keys: _Keys, file: ExportFile) -> tuple
     if file is ExportFile.RESULTS and not is_settled(connection, campaign_id):
         raise StateError(
             f"not all that has landed of campaign {campaign_id} is settled and scored; "
-            "settle it first: pli campaign settle"
+            "settle it first: CampaignService.Settle"
         )
     count, ids = 0, sha256()
     for pupil_id, _, _ in _enrolled(connection, keys.identities):
         count += 1
         ids.update(pupil_id.encode() + b"\n")
     if count == 0:
-        raise StateError(f"campaign {campaign_id} has no roster; import one: pli campaign import-roster")
+        raise StateError(f"campaign {campaign_id} has no roster; import one: CampaignService.ImportRoster")
     about = {"pupils": "all of the roster", "sha256_of_pupil_ids": ids.hexdigest()}
     return count, json.dumps(about, sort_keys=True).encode()
 
@@ -171,7 +171,7 @@ def _enrolled(connection: Connection, keys: IdentityKeys) -> Iterator[tuple[str,
         ordinal, pseudonym, code = next(codes, _NO_CODE)
         if ordinal != place:
             raise StateError(
-                f"not every pupil of campaign {keys.campaign_id} has a code; issue them: pli campaign issue-codes"
+                f"not every pupil of campaign {keys.campaign_id} has a code; issue them: CampaignService.IssueCodes"
             )
         yield pupil.pupil_id, pseudonym, code
 

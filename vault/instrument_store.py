@@ -62,7 +62,7 @@ def current_instrument(connection: Connection, keys: AnswerKeys) -> Instrument:
         .limit(1)
     ).one_or_none()
     if row is None:
-        raise StateError(f"campaign {keys.campaign_id} has no instrument; put one: pli campaign put-instrument")
+        raise StateError(f"campaign {keys.campaign_id} has no instrument; put one: CampaignService.PutInstrument")
     return _opened(keys, row.number, row.sealed)
 
 

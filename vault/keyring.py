@@ -57,7 +57,7 @@ class KeyRing:
         keys = self._answers.get(campaign_id)
         if keys is None:
             raise VaultLocked(
-                f"the answers of campaign {campaign_id} are locked; unlock scope answers: pli keys unlock answers"
+                f"the answers of campaign {campaign_id} are locked; unlock scope answers: KeyService.Unlock"
             )
         return keys
 
@@ -70,8 +70,7 @@ class KeyRing:
         keys = self._identities.get(campaign_id)
         if keys is None:
             raise VaultLocked(
-                f"the identities of campaign {campaign_id} are locked; "
-                "unlock scope identities: pli keys unlock identities"
+                f"the identities of campaign {campaign_id} are locked; unlock scope identities: KeyService.Unlock"
             )
         return keys
 

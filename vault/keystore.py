@@ -153,7 +153,7 @@ class Keystore:
         """
         with self._turn:
             if Scope.ANSWERS not in self._roots:
-                raise VaultLocked("scope answers is locked; unlock it to make a campaign: pli keys unlock answers")
+                raise VaultLocked("scope answers is locked; unlock it to make a campaign: KeyService.Unlock")
             if campaign_id not in self._file.campaigns:
                 secret = self._secrets.create(campaign_id)
                 rows = _cipher(

@@ -291,7 +291,7 @@ class LifeCycle:
         campaign, terms = find(connection, step.campaign_id), step.terms
         if terms.window_version > campaign.window_version:
             if keys is None:
-                raise VaultLocked(f"the answers of campaign {step.campaign_id} are locked: pli keys unlock answers")
+                raise VaultLocked(f"the answers of campaign {step.campaign_id} are locked: KeyService.Unlock")
             if terms.bundle_version > campaign.bundle_version:
                 _store_bundle(connection, keys, campaign, terms.bundle_version)
             give_order(connection, keys, campaign, terms.window_version, _PHASES[step.to_state], terms.window)
@@ -346,5 +346,5 @@ def _not_ready(campaign: Campaign) -> str:
     if campaign.state != State.DRAFT:
         return "a window opens once"
     if campaign.published:
-        return "the platform has not loaded it yet; see what it waits for: pli campaign status"
-    return "publish it first: pli campaign publish"
+        return "the platform has not loaded it yet; see what it waits for: CampaignService.GetCampaign"
+    return "publish it first: CampaignService.Publish"

@@ -30,13 +30,13 @@ def missing(connection: Connection, campaign_id: str) -> list[str]:
     found: list[str] = []
     size = roster_size(connection, campaign_id)
     if size is None:
-        found.append("the roster is missing: pli campaign import-roster")
+        found.append("the roster is missing: CampaignService.ImportRoster")
     if not has_instrument(connection, campaign_id):
-        found.append("the instrument is missing: pli campaign put-instrument")
+        found.append("the instrument is missing: CampaignService.PutInstrument")
     without = (size.pupils if size else 0) - count_codes(connection, campaign_id)
     if size is None or without:
         whose = "all pupils" if size is None else f"{without} of {size.pupils} pupils"
-        found.append(f"the codes of {whose} are missing: pli campaign issue-codes")
+        found.append(f"the codes of {whose} are missing: CampaignService.IssueCodes")
     return found
 
 
@@ -76,7 +76,7 @@ def bundle_parts(connection: Connection, campaign_id: str) -> Iterator[FetchBund
     """
     campaign = find(connection, campaign_id)
     if not campaign.published:
-        raise StateError(f"campaign {campaign_id} is not published yet; publish it: pli campaign publish")
+        raise StateError(f"campaign {campaign_id} is not published yet; publish it: CampaignService.Publish")
     yield FetchBundleResponse(bundle=Signed.FromString(campaign.bundle))
     for chunk in registry_chunks(connection, campaign_id):
         yield FetchBundleResponse(registry=RegistryChunk(entries=chunk))

@@ -79,7 +79,7 @@ def intend(
     if pending is not None:
         raise StateError(
             f"campaign {campaign_id} is on its way from {pending.from_state} to {pending.to_state}; "
-            "wait until it has arrived: pli campaign status"
+            "wait until it has arrived: CampaignService.GetCampaign"
         )
     columns = TRANSITIONS.c
     last = connection.execute(

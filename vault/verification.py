@@ -74,7 +74,7 @@ async def verify_ledger(
         if not is_settled(connection, campaign_id):
             raise StateError(
                 f"not all that has landed of campaign {campaign_id} is settled and scored; "
-                "settle it first: pli campaign settle"
+                "settle it first: CampaignService.Settle"
             )
         codes = None if identities is None else _codes(connection, identities, ledger, ledger_key.reveal())
         comparison = Comparison(ledger, ledger_key, codes)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 from datetime import UTC, datetime
-from os import getpid
 from pathlib import Path
 from random import Random
 from typing import Annotated
 
 import typer
 
+from cli.deployment import refuse_overrides
 from cli.interruption import run_until_told
 from cli.progress import Display
 from cli.pupils import ALL_MISHAPS, NO_MISHAPS, SOME_MISHAPS
 from cli.rehearsal import Outcome, Rehearsal, RehearsalOptions
 from cli.simulation import MAX_PUPILS, CampaignFiles, simulate
+from pli.csv_input import MAX_FILE_BYTES
 from pli.errors import ConfigError, InputError
 
 CAMPAIGN_ID = "demo"
@@ -43,6 +45,7 @@ def demo(
     without files pupils are simulated. Exit 1 unless nothing is lost, duplicated, unexpected,
     quarantined or left in the spool.
     """
+    refuse_overrides(os.environ)
     files, names = _files(roster, instrument, responses, pupils, seed)
     simulated = roster is None
     chosen = mishaps or ("some" if simulated else "none")
@@ -98,6 +101,7 @@ def in_words(outcome: Outcome, out: Path) -> list[str]:
         f"ledger   {out / 'ledger.txt'}   what every client was told, as digests",
         f"state    {out}   spool, vault, certificates, configuration and logs of the run; remove it as you like",
         "",
+        "The vault unlocked itself with key files in that directory: a rehearsal, never with data of real pupils.",
         "nothing was lost, duplicated or unexpected" if outcome.is_good else "THE RUN IS NOT GOOD: see above",
     ]
     return lines
@@ -118,6 +122,10 @@ def _files(
 
 def _read(path: Path) -> bytes:
     try:
+        if not path.is_file() and path.exists():
+            raise ConfigError(f"{path} is not a file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} has more than {MAX_FILE_BYTES} bytes; split the campaign")
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
@@ -125,4 +133,4 @@ def _read(path: Path) -> bytes:
 
 def _new_directory() -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return Path("pli-demo") / f"{stamp}-{getpid()}"
+    return Path("pli-demo") / f"{stamp}-{os.getpid()}"

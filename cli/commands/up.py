@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
-import tempfile
 from pathlib import Path
 from random import Random
 from typing import Annotated
 
 import typer
 
-from cli.deployment import Addresses, Deployment
+from cli.deployment import Addresses, Deployment, make_socket_dir, refuse_overrides
 from cli.interruption import Interrupted, run_until_told
 from cli.office import Office
 from cli.rehearsal import enrol, office_of, open_campaign, start_services, write_private
@@ -40,6 +40,7 @@ def up(
     Makes a rehearsal campaign with simulated pupils, open, their codes in DIR/codes.csv, and profiles
     for applications and people in DIR/profiles/. The vault unlocks itself: for development only.
     """
+    refuse_overrides(os.environ)
     addresses = Addresses(pupils=listen, operations=listen_operations, vault=listen_vault)
     try:
         run_until_told(lambda: _serve(directory.resolve(), addresses, workers, pupils, max_memory_mb))
@@ -50,8 +51,7 @@ def up(
 
 async def _serve(directory: Path, addresses: Addresses, workers: int, pupils: int, max_memory_mb: int) -> None:
     with exclusive(directory, "pli up"):
-        # A directory of this run: the store's socket lies there, and a path of a socket must be short.
-        socket_dir = Path(tempfile.mkdtemp(prefix="pli-"))
+        socket_dir = make_socket_dir(directory)
         deployment = Deployment(directory, CAMPAIGN_ID, addresses, socket_dir)
         services = Services(deployment.root / "logs", lambda what: print(f"! {what}", flush=True))
         try:

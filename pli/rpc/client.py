@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from pli.errors import PliError, from_status
+from pli.errors import ConfigError, PliError, from_status
 
 DETAILS = "grpc-status-details-bin"
 MAX_RECEIVE_BYTES = 8 * 1024 * 1024
@@ -33,5 +33,10 @@ def typed(error: grpc.aio.AioRpcError) -> PliError:
             except DecodeError:
                 # Whoever answered does not write statuses as pli does; what it meant is in the code.
                 break
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return ConfigError(
+            "the service at that address has no such call: the address or profile is of another service, "
+            "or the service is of another version of pli"
+        )
     number = error.code().value[0]
     return from_status(status_pb2.Status(code=number, message=error.details() or error.code().name.lower()))

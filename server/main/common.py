@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,15 @@ from pli.errors import ConfigError
 from pli.tls import read_file
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="The process's TOML file.", metavar="FILE")]
+
+
+def run_command(main: Callable[..., None]) -> None:
+    """Runs a process's entry point by its command line. Errors of ours have been told by then; typer's own
+    display of others would print local variables.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()
 
 
 def pinned_vault_key(path: Path) -> Ed25519PublicKey:

@@ -12,14 +12,12 @@ import secrets
 import shutil
 from pathlib import Path
 
-import typer
-
 from pli.config import load, read_secret_file, write_secret_file
 from pli.errors import ConfigError
 from pli.process import exit_with_reason
 from pli.secret import Secret
 from server.config import EmbeddedSettings
-from server.main.common import ConfigFile
+from server.main.common import ConfigFile, run_command
 from server.store.acl import users_file
 
 SOCKET_FILE = "spool.sock"
@@ -28,16 +26,16 @@ MAX_SOCKET_PATH_BYTES = 100
 
 _CONFIGURATION = """\
 port 0
-unixsocket {socket}
+unixsocket "{socket}"
 unixsocketperm 600
-dir {directory}/data
+dir "{directory}/data"
 appendonly yes
 appendfsync always
 no-appendfsync-on-rewrite no
 maxmemory {max_memory_mb}mb
 maxmemory-policy noeviction
 save ""
-aclfile {directory}/users.acl
+aclfile "{directory}/users.acl"
 daemonize no
 logfile ""
 loglevel notice
@@ -64,11 +62,18 @@ def prepare(directory: Path, socket_directory: Path | None, max_memory_mb: int) 
         (directory / "users.acl").write_text(users_file(passwords["ingest"], passwords["relay"]))
         (directory / "users.acl").chmod(0o600)
         configuration = directory / "valkey.conf"
-        configuration.write_text(_CONFIGURATION.format(directory=directory, socket=socket, max_memory_mb=max_memory_mb))
+        configuration.write_text(
+            _CONFIGURATION.format(directory=_quoted(directory), socket=_quoted(socket), max_memory_mb=max_memory_mb)
+        )
         configuration.chmod(0o600)
     except OSError as error:
         raise ConfigError(f"directory {directory} cannot be used for the store: {error.strerror}") from error
     return configuration
+
+
+def _quoted(path: Path) -> str:
+    """A path inside the double quotes of the server's configuration, which knows backslash escapes."""
+    return str(path).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def server_binary() -> Path:
@@ -117,12 +122,15 @@ def main(config: ConfigFile) -> None:
         settings = load(EmbeddedSettings, config)
         configuration = prepare(settings.directory, settings.socket_directory, settings.max_memory_mb)
         binary = server_binary()
-        os.execv(  # noqa: S606  # becomes the store itself: no process in between that could die alone
-            binary, [str(binary), str(configuration)]
-        )
+        try:
+            os.execv(  # noqa: S606  # becomes the store itself: no process in between that could die alone
+                binary, [str(binary), str(configuration)]
+            )
+        except OSError as error:
+            raise ConfigError(f"{binary} cannot be run: {error.strerror}; install another valkey-server") from error
 
     exit_with_reason(run)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import structlog
-import typer
 
 from pli.config import load
 from pli.hpke import PrivateKey
@@ -30,7 +29,7 @@ from pli.process import (
 from pli.tls import server_credentials
 from server.config import ServerSettings
 from server.identity import NodeIdentity
-from server.main.common import ConfigFile, pinned_vault_key
+from server.main.common import ConfigFile, pinned_vault_key, run_command
 from server.store.spool import connect
 
 log = structlog.get_logger()
@@ -151,4 +150,4 @@ def main(config: ConfigFile) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

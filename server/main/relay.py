@@ -7,7 +7,6 @@ import os
 import time
 
 import structlog
-import typer
 import uvloop
 
 from pli.config import load
@@ -26,7 +25,7 @@ from pli.tls import client_credentials, read_file
 from pli.vault.v1.deposit_pb2_grpc import DepositServiceStub
 from server.config import RelaySettings
 from server.identity import certificate_of
-from server.main.common import ConfigFile, pinned_vault_key, place_of
+from server.main.common import ConfigFile, pinned_vault_key, place_of, run_command
 from server.relay import Relay
 from server.store.keys import ShardKeys
 from server.store.relay_spool import RelaySpool
@@ -81,4 +80,4 @@ def main(config: ConfigFile) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

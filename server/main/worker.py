@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import grpc
 import structlog
-import typer
 import uvloop
 from google.protobuf.internal import api_implementation
 
@@ -34,7 +33,7 @@ from pli.secret import Secret
 from pli.tls import server_credentials
 from server.config import MAX_SHARDS, ServerSettings
 from server.identity import NodeIdentity
-from server.main.common import ConfigFile, pinned_vault_key, place_of
+from server.main.common import ConfigFile, pinned_vault_key, place_of, run_command
 from server.main.tuning import calm_garbage_collection, run_hand_overs_in_turn
 from server.node import Node, Ports
 from server.services.ingest import IngestService
@@ -148,4 +147,4 @@ def main(config: ConfigFile) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

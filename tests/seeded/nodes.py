@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import typer
-
 import server.main.node as node
+from server.main.common import run_command
 
 
 def run_with_worker(module: str) -> None:
     """Runs the supervisor, which starts `python -m module` for each worker."""
     node.WORKER_MODULE = module
-    typer.run(node.main)
+    run_command(node.main)

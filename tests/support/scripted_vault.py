@@ -89,7 +89,9 @@ class ScriptedVault(DepositServiceServicer):
             raise VaultUnavailable("the scripted vault is away")
         return self.response
 
-    async def FetchBundle(  # noqa: N802  # gRPC calls it soself, request: FetchBundleRequest, context: Context) -> AsyncIterator[FetchBundleResponse]:
+    async def FetchBundle(  # noqa: N802
+        self, request: FetchBundleRequest, context: Context
+    ) -> AsyncIterator[FetchBundleResponse]:
         assert self.bundle is not None
         yield FetchBundleResponse(bundle=self.bundle)
         half = len(self.registry) // 2

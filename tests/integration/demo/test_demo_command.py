@@ -107,14 +107,18 @@ async def test_two_demos_at_once_do_not_disturb_each_other(tmp_path: Path) -> No
 async def test_a_demo_that_is_ended_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     run = await asyncio.create_subprocess_exec(
         *PLI, "demo", "--pupils", "20", "--pace-ms", "500", "--out", str(tmp_path / "out"), cwd=tmp_path,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     ledger = tmp_path / "out" / "ledger.txt"
     async with asyncio.timeout(40):
         while not ledger.exists() or b"\na " not in ledger.read_bytes():
             assert run.returncode is None, await run.communicate()
             await asyncio.sleep(0.05)
-    run.send_signal(number)
+    if number == signal.SIGINT:
+        # As a terminal sends it: to the whole foreground group.
+        os.killpg(run.pid, number)
+    else:
+        run.send_signal(number)
     _, told = await run.communicate()
     if number != signal.SIGKILL:
         assert run.returncode == 130
@@ -167,3 +171,46 @@ def test_a_wrong_file_is_refused_with_its_place_and_no_process_stays(
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert processes_of(tmp_path) == []
+
+
+def test_a_file_that_the_vault_refuses_leaves_nothing_and_can_be_corrected(tmp_path: Path) -> None:
+    for source in (DATA / "small").iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    roster = tmp_path / "roster.csv"
+    right = roster.read_text(encoding="utf-8")
+    roster.write_text(right.replace("2015-02-28", "2015-02-31"), encoding="utf-8")
+    arguments = [*files(tmp_path), "--out", str(tmp_path / 'my "own" out')]
+    done = demo(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "roster.csv, line 2, column birth_date" in done.stderr
+    assert processes_of(tmp_path) == []
+    roster.write_text(right, encoding="utf-8")
+    again = demo(*arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_campaign_in_which_nobody_answers_is_not_called_good(tmp_path: Path) -> None:
+    for source in (DATA / "small").iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    header = (tmp_path / "responses.csv").read_bytes().splitlines()[0]
+    (tmp_path / "responses.csv").write_bytes(header + b"\n")
+    done = demo(*files(tmp_path), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no pupil in the file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "environ", "told"),
+    [("/dev/null", {}, "is not a directory"), ("out", {"PLI_DIRECTORY": "elsewhere"}, "PLI_DIRECTORY")],
+)
+def test_where_nothing_can_be_written_nothing_starts(
+    tmp_path: Path, out: str, environ: dict[str, str], told: str
+) -> None:
+    done = subprocess.run(
+        [*PLI, "demo", "--out", out], cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -90,6 +90,7 @@ async def test_settings_that_drift_are_found_within_five_seconds_and_nothing_is_
         await answered(session)
         for name, weak, safe in (
             ("appendfsync", "everysec", "always"),
+            ("no-appendfsync-on-rewrite", "yes", "no"),
             ("maxmemory-policy", "allkeys-lru", "noeviction"),
         ):
             await store.administer("CONFIG SET", name, weak)

@@ -184,7 +184,7 @@ async def test_publication_is_refused_and_names_all_that_is_missing(
 
 async def test_publication_signs_bundle_and_order_and_waits_for_the_platform(office: Office) -> None:
     await office.parts.fill()
-    assert await office.waiting_for() == ["the bundle is not published: pli campaign publish"]
+    assert await office.waiting_for() == ["the bundle is not published: CampaignService.Publish"]
     assert await office.life_cycle.publish(CAMPAIGN, ADMIN) == 1
     campaign = office.parts.campaign()
     bundle = verify(office.parts.answers.signing.public_key(), BUNDLE, Signed.FromString(campaign.bundle))
@@ -465,7 +465,7 @@ async def test_what_lands_after_the_drain_and_does_not_belong_there_is_said(offi
 @pytest.mark.parametrize(
     ("state", "call", "told"),
     [
-        (DRAFT, "open", "is DRAFT and cannot be opened: publish it first: pli campaign publish"),
+        (DRAFT, "open", "is DRAFT and cannot be opened: publish it first: CampaignService.Publish"),
         (DRAFT, "close", "is DRAFT: its window is not open, there is nothing to close"),
         (READY, "close", "is READY: its window is not open, there is nothing to close"),
         (CLOSING, "open", "is CLOSING and cannot be opened: a window opens once"),
@@ -533,7 +533,7 @@ async def test_a_close_that_falls_due_while_locked_is_said_and_made_up_for(offic
     assert office.state is OPEN
     assert office.transitions()[-1] == (READY, OPEN, True)
     assert await office.waiting_for() == [
-        "an order about the window is due and the answers are locked: pli keys unlock answers"
+        "an order about the window is due and the answers are locked: KeyService.Unlock"
     ]
     office.parts.keystore.unlock(Scope.ANSWERS)
     await office.life_cycle.tick()
@@ -551,7 +551,7 @@ async def test_a_step_that_was_cut_off_before_it_was_signed_waits_for_the_keys(o
     await office.life_cycle.tick()
     assert office.state is READY
     assert await office.waiting_for() == [
-        "an order about the window is due and the answers are locked: pli keys unlock answers"
+        "an order about the window is due and the answers are locked: KeyService.Unlock"
     ]
     office.parts.keystore.unlock(Scope.ANSWERS)
     await office.life_cycle.tick()

@@ -88,7 +88,7 @@ async def test_everything_that_is_missing_is_listed_with_what_to_do(parts: Vault
     assert len(parts.database.read_now(lambda c: missing(c, CAMPAIGN))) == 2
     parts.import_roster()
     (lacking,) = parts.database.read_now(lambda c: missing(c, CAMPAIGN))
-    assert lacking == "the codes of 12 of 12 pupils are missing: pli campaign issue-codes"
+    assert lacking == "the codes of 12 of 12 pupils are missing: CampaignService.IssueCodes"
     await parts.fill()
     assert parts.database.read_now(lambda c: missing(c, CAMPAIGN)) == []
     parts.database.write_now(lambda c: c.execute(delete(CODES).where(CODES.c.ordinal == 5)))
