@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -42,6 +43,7 @@ STOP_ORDER = ("server", "relay", "vault", "spool")
 """Whoever hands on stops before whoever takes."""
 
 _LOOPBACK = "127.0.0.1"
+FIRST_PORT, PORTS = 15_000, 16_000
 
 
 @dataclass(slots=True)
@@ -206,7 +208,16 @@ def _last_words(service: Service, lines: int) -> list[str]:
 
 
 def free_address() -> str:
-    """A loopback address that nobody listens on now, kept by a service over its restarts."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((_LOOPBACK, 0))
-        return f"{_LOOPBACK}:{probe.getsockname()[1]}"
+    """A loopback address that nobody listens on now, kept by a service over its restarts.
+
+    Its port is below the range from which the kernel takes ports for outgoing connections: one of those
+    would take it while the service is away.
+    """
+    while True:
+        port = FIRST_PORT + secrets.randbelow(PORTS)
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind((_LOOPBACK, port))
+            except OSError:
+                continue
+        return f"{_LOOPBACK}:{port}"

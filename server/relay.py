@@ -27,6 +27,13 @@ LEAST_BACKOFF_SECONDS = 0.02
 """Full jitter may draw 0; a vault that fails at once must not be asked in a tight loop."""
 
 EXCHANGE = "exchange"
+STATUS = "status"
+
+STATUS_SECONDS = 0.5
+"""A picture of the platform is at most that old."""
+
+UNANSWERED_SECONDS = 3.0
+"""A vault that works answers an exchange in milliseconds."""
 
 
 class Relay:
@@ -44,7 +51,9 @@ class Relay:
         self._shards = shards
         self._orders = Orders(settings, shards, vault, monotonic, random_bytes)
         self._carriers = [Carrier(settings, spool, vault, monotonic) for spool in shards]
+        self._monotonic = monotonic
         self._random_bytes = random_bytes
+        self._asked_at: float | None = None
         self._why: dict[str, str] = {EXCHANGE: "STARTING"}
         self._said: dict[str, str] = {}
 
@@ -52,6 +61,8 @@ class Relay:
         """Carries until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._for_ever(EXCHANGE, self._exchange, self._settings.sync_ms / 1000))
+            # Apart, because the status matters most while an exchange fails or hangs.
+            group.create_task(self._for_ever(STATUS, self._publish, STATUS_SECONDS))
             for shard in range(len(self._shards)):
                 group.create_task(self._for_ever(f"shard {shard}", lambda shard=shard: self._carry(shard), 0.0))  # type: ignore[misc]  # a default binds the loop's value
 
@@ -69,8 +80,6 @@ class Relay:
                     self._said[name] = error.message
                     log.warning("relay_waits", action=name, reason=error.reason, why=error.message)
                 self._why[name] = error.reason
-                if name == EXCHANGE:
-                    await self._publish_failure()
                 share = int.from_bytes(self._random_bytes(4), "big") / 2**32
                 await asyncio.sleep(LEAST_BACKOFF_SECONDS + share * bound)
                 bound = min(2 * bound, self._settings.backoff_max_ms / 1000)
@@ -87,21 +96,21 @@ class Relay:
             raise
 
     async def _exchange(self) -> None:
+        self._asked_at = self._monotonic()
         await self._orders.exchange()
+        self._asked_at = None
         self._why[EXCHANGE] = ""
-        await self._publish()
 
-    async def _publish_failure(self) -> None:
-        """While the vault does not answer the status must say so, and how long blocks wait."""
-        try:
-            await self._publish()
-        except PliError as error:
-            log.warning("status_not_published", reason=error.reason)
+    def _reason(self) -> str:
+        """Why the vault is not reachable, "" when it is. A call that hangs counts before it times out."""
+        if self._asked_at is not None and self._monotonic() - self._asked_at > UNANSWERED_SECONDS:
+            return "VAULT_UNAVAILABLE"
+        return next((reason for name, reason in self._why.items() if reason and name != STATUS), "")
 
     async def _publish(self) -> None:
         """This relay's row of the status, and the age that nodes may not read themselves."""
         first = self._shards[0]
-        why = next((reason for reason in self._why.values() if reason), "")
+        why = self._reason()
         row = {
             "deposited": sum(carrier.deposited for carrier in self._carriers),
             "quarantined": sum(carrier.quarantined for carrier in self._carriers),

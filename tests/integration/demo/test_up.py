@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.deployment import Addresses, Deployment
 from cli.services import free_address
 from pli.client import ClientProfile, PupilSession
 from pli.config import write_secret_file
@@ -20,8 +22,22 @@ from pli.ledger import LedgerWriter
 from pli.responses import parse_codes
 from pli.secret import Secret
 from tests.integration.demo.test_demo_command import PLI, until_nothing_runs
+from tests.support.waiting import until
 
 README = Path(__file__).parents[3] / "README.md"
+
+
+def pid_of(module: str, directory: Path) -> int:
+    """The process id of the service that runs this module on this directory."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if module.encode() in line and str(directory).encode() in line:
+                return int(entry.name)
+    raise AssertionError(f"no process of {module} on {directory}")
 
 
 class Up:
@@ -131,6 +147,43 @@ async def test_a_second_start_goes_on_with_the_same_campaign(up: Up, tmp_path: P
         assert await again.process.wait() == 0
 
 
+async def test_the_status_says_that_the_vault_does_not_answer_and_how_long_blocks_wait(up: Up, tmp_path: Path) -> None:
+    vault = pid_of("vault.main.vault", up.directory)
+    os.kill(vault, signal.SIGSTOP)
+    try:
+        options = ClientProfile.load(up.profile("client")).options()
+        async with PupilSession(options, up.codes()[0]) as session:
+            await session.answer("fra-01", choice="C")
+
+        async def told() -> str:
+            done = await asyncio.to_thread(pli, "status", "--profile", str(up.profile("operator")), cwd=tmp_path)
+            return done.stdout if done.returncode == 1 and "oldest for 0" not in done.stdout else ""
+
+        words = await until(told, "an alarm", 45.0)
+        assert "ALARM" in words
+        assert "vault not reachable: VAULT_UNAVAILABLE" in words
+        assert re.search(r"1 blocks waiting, the oldest for [1-9]", words), words
+    finally:
+        os.kill(vault, signal.SIGCONT)
+
+
+async def test_a_profile_of_another_service_is_told_as_such(up: Up, tmp_path: Path) -> None:
+    done = await asyncio.to_thread(pli, "status", "--profile", str(up.profile("campaign-admin")), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "of another service" in done.stderr
+
+
+def test_a_ledger_that_is_not_there_is_told(tmp_path: Path) -> None:
+    write_secret_file(tmp_path / "ledger.key", b"k" * 32)
+    deployment = Deployment(
+        tmp_path / "state", "demo", Addresses("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"), tmp_path
+    )
+    deployment.prepare(workers=1, max_memory_mb=16)
+    done = pli("verify", "ledger.txt", "--profile", str(deployment.profile("campaign-admin")), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "ledger.txt cannot be read" in done.stderr
+
+
 async def test_a_directory_in_use_and_a_port_in_use_are_refused(up: Up, tmp_path: Path) -> None:
     twice = await asyncio.to_thread(pli, "up", "--dir", str(up.directory), cwd=tmp_path)
     assert twice.returncode == 2
@@ -158,8 +211,6 @@ def run_readme_snippet(up: Up, code: str) -> str:
 
 
 def test_nothing_listens_where_a_profile_points(tmp_path: Path) -> None:
-    from cli.deployment import Addresses, Deployment
-
     deployment = Deployment(
         tmp_path / "state", "demo", Addresses(free_address(), free_address(), free_address()), tmp_path
     )
