@@ -5,44 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from pli.config import read_secret_file
 from pli.epochs import node_key_id
-from pli.errors import ConfigError, Forbidden
+from pli.errors import ConfigError
 from pli.hpke import PrivateKey
-from pli.identity import Peer, identity_of
 from pli.ingest.v1.ingest_pb2 import Receipt, ReceiptBody
 from pli.pseudonym import PREFIX_BYTES
 from pli.rpc.roles import INGEST
 from pli.signing import ENROLMENT, RECEIPT, sign_as_node
-from pli.tls import TlsFiles, read_file
+from pli.tls import TlsFiles
 from pli.vault.v1.bundle_pb2 import NodeEnrolment, SignedEnrolment
+from server.certificates import certificate_of
 
 
-def certificate_of(files: TlsFiles, role: str) -> tuple[x509.Certificate, Peer]:
-    """A process's own certificate, and who it says the process is.
-
-    Raises:
-        ConfigError: unreadable, or of another role.
-    """
-    try:
-        certificate = x509.load_pem_x509_certificate(read_file(files.certificate_file))
-        peer = identity_of(certificate)
-    except ValueError as error:
-        raise ConfigError(f"{files.certificate_file} is not a readable PEM certificate") from error
-    except Forbidden as error:
-        raise ConfigError(f"{files.certificate_file}: {error.message}") from error
-    if peer.role != role:
-        raise ConfigError(f"{files.certificate_file} has role {peer.role}; this process needs role {role}")
-    return certificate, peer
-
-
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(slots=True, repr=False)
 class NodeIdentity:
-    """Who this node is. The signing key is its certificate's; the receiving key lives in memory only."""
+    """Who this node is. The signing key is its certificate's; the receiving key lives in memory only.
+
+    Nothing but `take` changes it: epochs and receipts are signed under the certificate of their moment.
+    """
 
     name: str
     certificate_der: bytes
@@ -73,6 +57,18 @@ class NodeIdentity:
             receiving_key,
             node_key_id(certificate),
         )
+
+    def take(self, renewed: NodeIdentity) -> None:
+        """Signs with a renewed certificate from now on; the receiving key, which the vault knows, stays.
+
+        Raises:
+            ConfigError: it is another node's.
+        """
+        if renewed.name != self.name:
+            raise ConfigError(f"the new certificate is for node {renewed.name}, this is {self.name}")
+        self.certificate_der = renewed.certificate_der
+        self.signing_key = renewed.signing_key
+        self.key_id = renewed.key_id
 
     def enrolment(self, campaign_id: str, now_ms: int) -> SignedEnrolment:
         """What the node asks of the vault, through spool and relay."""

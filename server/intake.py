@@ -50,16 +50,17 @@ class Intake:
     def add(self, session: Session) -> list[tuple[Session, int]]:
         """Takes a live session in. Returns whom its arrival displaces, each with the opening that won.
 
-        Streams may arrive in another order than they were opened, so the newcomer may be displaced
-        itself. Of two streams under one opening (a repeated token) the newcomer wins.
+        Streams may come here in another order than they were opened, so the newcomer may be displaced
+        itself. Of two streams under one opening (a repeated token) the one that the spool answered last
+        wins: the client has given up the other.
         """
         others = self.sessions.setdefault(session.pseudonym, set())
         rivals = [other for other in others if not session.seats or other.writer == session.writer]
         others.add(session)
         self.live += 1
-        newest = max((other.opening for other in rivals), default=0)
-        if newest > session.opening:
-            return [(session, newest)]
+        newest = max(((other.opening, other.arrival) for other in rivals), default=(0, 0))
+        if newest > (session.opening, session.arrival):
+            return [(session, newest[0])]
         return [(other, session.opening) for other in rivals]
 
     def supersede(self, pseudonym: bytes, opening: int, writer: bytes) -> list[Session]:

@@ -16,7 +16,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from pli.errors import CampaignClosed, Draining, IntegrityError, PliError, SessionSuperseded, SpoolFull, SpoolUnsafe
+from pli.errors import (
+    CampaignClosed,
+    ConfigError,
+    Draining,
+    IntegrityError,
+    PliError,
+    SessionSuperseded,
+    SpoolFull,
+    SpoolUnsafe,
+)
 from pli.hpke import PublicKey
 from pli.instrument import AnswerRules
 from pli.process import cancelled
@@ -25,6 +34,7 @@ from pli.secret import Secret
 from pli.vault.v1.bundle_pb2 import Bundle, WindowPhase
 from server.backlog import Backlog
 from server.campaign_store import CampaignStore
+from server.certificates import CertificateWatch
 from server.committer import CLOSED, SUPERSEDED, Committer
 from server.config import ServerSettings
 from server.epochs import EpochSource
@@ -79,6 +89,7 @@ class Node:
         self._call = cast(Callable[..., Awaitable[Any]], ports.redis.execute_command)
         self._campaign = CampaignStore(ports.redis, settings.campaign_id, vault_key)
         self._first = ShardKeys(settings.campaign_id, 0)
+        self._certificate = CertificateWatch(settings.tls)
         self.node_id = ports.random_bytes(16)
         self._markers: dict[int, bytes] = {}
         self._trusted = False
@@ -160,7 +171,8 @@ class Node:
             log.info("serving" if serving else "not_serving", node=self.node_id.hex()[:8])
 
     async def _look(self) -> None:
-        """The guard: settings, identity, last numbers, memory; and what the window says now."""
+        """The guard: settings, identity, last numbers, memory; and what else may have changed."""
+        await self._renew_certificate()
         guard = self._settings.guard
         shards = len(self.intake.committers) if self.intake else 1
         fullest = 0.0
@@ -177,6 +189,21 @@ class Node:
             await self._renew(self.intake)
             self.why = ""
         self._trusted = True
+
+    async def _renew_certificate(self) -> None:
+        """Signs with new files; keeps the old certificate while the new ones are broken or half replaced."""
+        stamps = self._certificate.changed()
+        if stamps is None:
+            return
+        try:
+            self._identity.take(
+                await asyncio.to_thread(NodeIdentity.load, self._settings.tls, self._identity.receiving_key)
+            )
+        except ConfigError as error:
+            log.warning("certificate_not_taken", reason=error.reason, why=error.message)
+        else:
+            self._certificate.take(stamps)
+            log.info("certificate_renewed", node=self.node_id.hex()[:8])
 
     def _announce(self, intake: Intake, shard: int, window: Window, now_ms: int) -> None:
         """Tells the shard's streams that the window is closing, and ends those that only wait when it is closed."""

@@ -35,7 +35,8 @@ class Session:
     """
 
     __slots__ = (
-        "_ack_due", "_backlog", "_responses", "_room", "_task", "_write", "_writing", "_written", "closing_told",
+        "_ack_due", "_backlog", "_responses", "_room", "_task", "_write", "_writing", "_written", "arrival",
+        "closing_told",
         "durable_seq", "ending", "expected_told", "finish_receipt", "finished", "next_seq", "opening", "pseudonym",
         "queued", "rejected_count", "seats", "waiting", "waiting_bytes", "writer",
     )  # fmt: skip
@@ -51,10 +52,13 @@ class Session:
         backlog: Backlog,
         write: Write,
         task: asyncio.Task[Any] | None,
+        arrival: int = 0,
     ) -> None:
+        """`arrival` rises with every opening that the spool answered: it tells twins under one opening apart."""
         self.pseudonym = pseudonym
         self.writer = writer
         self.opening = opening
+        self.arrival = arrival
         self.seats = seats
         self.durable_seq = durable_seq
         self.next_seq = durable_seq + 1
@@ -211,15 +215,19 @@ class Session:
     def _go_on_writing(self, _written: object = None) -> None:
         """Steps the writing coroutine to its next wait, and again when that is over.
 
-        What a task does, without one: its creation and its extra turn of the loop for every ack are a
-        twentieth of a worker's CPU time. The coroutine waits for futures alone, and nothing in it asks
-        for the current task. (Python 3.12 can start a task eagerly.)
+        What a task does, without one: its creation and its extra turn of the loop for every ack are 3 % of
+        a worker's CPU time (docs/benchmarks.md). Nothing in the coroutine asks for the current task. (Python 3.12
+        can start a task eagerly.)
         """
         if self._writing is None:
             return
         try:
             waits_for = self._writing.send(None)
         except StopIteration:
+            return
+        if waits_for is None:
+            # A bare turn of the loop, as `asyncio.sleep(0)` takes one.
+            asyncio.get_running_loop().call_soon(self._go_on_writing)
             return
         waits_for._asyncio_future_blocking = False  # noqa: SLF001  # as a task tells a future that it was seen
         waits_for.add_done_callback(self._go_on_writing)

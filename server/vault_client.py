@@ -34,6 +34,10 @@ class VaultClient:
         self._vault_key = vault_key
         self._timeout_seconds = timeout_ms / 1000
 
+    def use(self, stub: DepositServiceStub) -> None:
+        """Makes the next calls on another channel: a certificate was renewed."""
+        self._stub = stub
+
     async def deposit(self, request: DepositRequest) -> Signed:
         """The signed receipt; not verified yet."""
         signed: Signed = (await self._ask(self._stub.Deposit, request)).receipt

@@ -161,6 +161,7 @@ class IngestService(IngestServiceServicer):
         verdict = await opener.open(pseudonym, request.writer, request.token)
         self._refuse(intake, verdict)
         intake.counts.opened += 1
+        arrival = intake.counts.opened
         intake.counts.displaced += verdict.displaced
         if request.acked_seq > verdict.durable_seq:
             intake.counts.went_back += 1
@@ -183,6 +184,7 @@ class IngestService(IngestServiceServicer):
             intake.backlog,
             context.write,
             asyncio.current_task(),
+            arrival,
         )
 
     def _named(self, intake: Intake, request: Open) -> bytes:

@@ -56,6 +56,8 @@ class ScriptedVault(DepositServiceServicer):
     refused_nodes: set[bytes] = field(default_factory=set)
     deposits: list[DepositRequest] = field(default_factory=list)
     syncs: list[SyncRequest] = field(default_factory=list)
+    certificates: set[bytes] = field(default_factory=set)
+    """Of the relays that asked, PEM."""
     enrolments: int = 0
     landed: list[bytes] = field(default_factory=list)
     """SHA-256 of every block deposited, as often as it was."""
@@ -85,6 +87,7 @@ class ScriptedVault(DepositServiceServicer):
 
     async def Sync(self, request: SyncRequest, context: Context) -> SyncResponse:  # noqa: N802
         self.syncs.append(request)
+        self.certificates |= {bytes(each) for each in context.auth_context()["x509_pem_cert"]}
         if self.unavailable:
             raise VaultUnavailable("the scripted vault is away")
         return self.response

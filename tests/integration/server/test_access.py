@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -208,12 +210,29 @@ async def test_new_certificates_are_taken_without_a_restart(platform: Platform) 
         await running.acked()
 
 
-async def test_many_who_watch_do_not_hold_up_answers(platform: Platform) -> None:
-    async with platform.operations(platform.operator) as channel, platform.session(platform.codes.pop()) as session:
+async def test_many_who_watch_a_stalled_spool_do_not_hold_up_answers(platform: Platform) -> None:
+    """They share few connections to the spool among themselves, and none with the commits."""
+    store = platform.store.process
+    assert store is not None
+    async with AsyncExitStack() as stack:
+        channels = [await stack.enter_async_context(platform.operations(platform.operator)) for _ in range(3)]
+        session = await stack.enter_async_context(platform.session(platform.codes.pop()))
         await session.open()
-        watching = asyncio.gather(*(status_by(channel) for _ in range(60)), return_exceptions=True)
-        for _ in range(5):
+        store.send(signal.SIGSTOP)
+        watching = [asyncio.create_task(status_by(channel)) for _ in range(90) for channel in channels]
+
+        async def most_were_turned_away() -> bool:
+            return sum(watch.done() for watch in watching) >= 100
+
+        try:
+            await until(most_were_turned_away, "the watchers to wait or to be refused")
             await session.choose("A")
-            await session.acked()
-        await watching
+            # By the time that these have come back, the worker has tried to commit.
+            for _ in range(5):
+                await platform.health()
+        finally:
+            store.send(signal.SIGCONT)
+        await session.acked()
+        await asyncio.gather(*watching, return_exceptions=True)
+    assert "commit_repeated" not in platform.nodes[0].process.output()
     assert platform.nodes[0].faults() == []

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pli.codes import Code
 from pli.epochs import NO_EPOCH, read_header
 from pli.errors import CodeRefused, PliError, Unavailable
 from pli.ingest.v1.ingest_pb2 import Answer
+from pli.rpc.roles import INGEST
 from tests.support.platform import Platform
 from tests.support.processes import alive
 from tests.support.raw_session import tls_channel
@@ -108,7 +111,7 @@ async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pl
     """Two workers that replace their keys often, for tests that leave them running."""
     settings = {"commit": {"epoch_seconds": 0.5}}
     directory = tmp_path_factory.mktemp("processes")
-    async with Platform(directory, pupils=100, workers=2, node_settings=settings) as running:
+    async with Platform(directory, pupils=600, workers=2, node_settings=settings) as running:
         await running.open_window()
         yield running
 
@@ -266,6 +269,36 @@ async def displaced(platform: Platform, code: Code) -> None:
         await older.open()
         await newer.open()
         assert (await older.next("notice")).notice.superseded.opening == 2
+
+
+async def test_epochs_and_receipts_are_signed_by_a_renewed_certificate_without_a_restart(platform: Platform) -> None:
+    node = platform.nodes[0]
+    before = set(await platform.workers())
+    directory = platform.directory / "certificates"
+    (directory / f"{INGEST}-{node.name}.key").unlink()
+    files = platform.authority.issue(INGEST, node.name, ("127.0.0.1", "localhost"))
+    renewed = x509.load_pem_x509_certificate(files.certificate_file.read_bytes()).public_bytes(Encoding.DER)
+
+    async def signs_anew() -> bool:
+        async with platform.session(platform.codes.pop()) as session:
+            await session.open()
+            await session.finish()
+            return (await session.finished()).certificate == renewed
+
+    await until(signs_anew, "a receipt under the new certificate")
+
+    async def seals_anew() -> bool:
+        async with platform.session(platform.codes.pop()) as session:
+            await session.open()
+            await session.choose("A")
+            await session.acked()
+        headers = [read_header(entry.header) for entry in await platform.blocks() if entry.header]
+        for header in headers:
+            header.verify_signature()
+        return any(header.certificate_der == renewed for header in headers)
+
+    await until(seals_anew, "an epoch under the new certificate")
+    assert set(await platform.workers()) == before
 
 
 async def test_workers_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:

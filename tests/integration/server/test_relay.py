@@ -412,6 +412,14 @@ async def test_bundle_and_registry_are_loaded_whole_or_not_marked(scene: Scene) 
         return scene.service.syncs[-1].bundle_version == 3
 
     await until(reported, "the vault to hear of it")
+    scene.service.bundle = vault.bundle(INSTRUMENT, genuine, scene.authority.certificate, version=2)
+    scene.service.response = SyncResponse(bundle_version=4)
+
+    async def refused() -> bool:
+        return "older than the one that is loaded" in scene.output()
+
+    await until(refused, "the older bundle to be refused")
+    assert await scene.shard.relay.loaded_version() == 3
 
 
 async def test_a_bundle_of_another_campaign_or_without_signature_is_not_loaded(scene: Scene) -> None:
@@ -509,3 +517,20 @@ async def test_a_relay_stops_at_once_and_says_what_it_did(scene: Scene) -> None:
     relay.send(signal.SIGTERM)
     assert await relay.ended() == 0
     assert monotonic() - stopped < 3
+
+
+async def test_a_renewed_certificate_is_used_without_a_restart(scene: Scene) -> None:
+    relay = await scene.relay()
+
+    async def asked_with(certificates: int) -> bool:
+        return len(scene.service.certificates) == certificates
+
+    await until(lambda: asked_with(1), "the first exchange")
+    (scene.directory / "certificates" / "relay-relay-1.key").unlink()
+    renewed = scene.authority.issue(RELAY, "relay-1")
+    await until(lambda: asked_with(2), "an exchange under the new certificate")
+    assert renewed.certificate_file.read_bytes().strip() in {each.strip() for each in scene.service.certificates}
+    await scene.blocks(2)
+    await scene.emptied()
+    assert relay.status is None
+    assert len(scene.relays) == 1

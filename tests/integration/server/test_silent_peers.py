@@ -7,7 +7,7 @@ import os
 import signal
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from struct import pack
 from time import monotonic
@@ -20,12 +20,13 @@ from h2.events import DataReceived, Event, ResponseReceived, StreamEnded, Stream
 from h2.settings import SettingCodes
 
 from pli.codes import Code
+from pli.errors import Overloaded
 from pli.ingest.v1.ingest_pb2 import Answer, Answers, Choices, Open, SubmitRequest
 from tests.support.platform import Platform
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-PATIENCE = {"sessions": {"open_seconds": 1.0, "last_words_seconds": 0.5}}
+PATIENCE = {"sessions": {"open_seconds": 1.0, "last_words_seconds": 0.5, "max_sessions": 3, "retry_slot_ms": 2_000}}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -155,6 +156,24 @@ async def test_a_peer_that_never_reads_its_acks_loses_its_place_when_another_dev
                 await session.choose("A")
                 await session.acked()
     await sessions_become(platform, 0)
+
+
+async def test_more_sessions_than_a_worker_takes_are_told_when_to_come_back(platform: Platform) -> None:
+    async with AsyncExitStack() as stack:
+        for code in platform.codes[5:8]:
+            session = await stack.enter_async_context(platform.session(code))
+            await session.open()
+        slots = set()
+        for _ in range(5):
+            async with platform.session(platform.codes[0]) as late:
+                with pytest.raises(Overloaded) as caught:
+                    await late.open()
+            slots.add(caught.value.retry_after_ms)
+        assert all(0 <= slot <= 2_000 for slot in slots)
+        assert len(slots) > 1, "each gets a slot of its own"
+    await sessions_become(platform, 0)
+    async with platform.session(platform.codes[0]) as late:
+        assert (await late.open()).opening == 1
 
 
 async def test_peers_that_read_nothing_hold_no_session_and_no_stop(platform: Platform) -> None:

@@ -126,7 +126,7 @@ async def test_publication_lists_all_that_is_missing(vault: VaultServer) -> None
     stub = await vault.campaigns()
     error = await refusal(stub.Publish(PublishRequest(campaign_id=CAMPAIGN)))
     assert isinstance(error, StateError)
-    for each in ("import-roster", "put-instrument", "issue-codes"):
+    for each in ("ImportRoster", "PutInstrument", "IssueCodes"):
         assert each in error.message
     waiting = (await stub.GetCampaign(GetCampaignRequest(campaign_id=CAMPAIGN))).waiting_for
     assert len(waiting) == 3

@@ -193,7 +193,7 @@ async def test_results_wait_until_all_that_landed_is_settled_and_scored(vault: S
 async def test_pupils_without_a_code_stop_the_file(vault: SettledVault) -> None:
     vault.execute(delete(CODES).where(CODES.c.ordinal == 7))
     for file in ExportFile:
-        with pytest.raises(StateError, match="issue-codes"):
+        with pytest.raises(StateError, match="IssueCodes"):
             await exported(vault, file)
     assert entries(vault) == []
 
@@ -201,7 +201,7 @@ async def test_pupils_without_a_code_stop_the_file(vault: SettledVault) -> None:
 async def test_without_a_roster_there_is_nothing_to_export(vault: SettledVault) -> None:
     for table in (ROSTERS, IDENTITIES, CODES):
         vault.execute(delete(table))
-    with pytest.raises(StateError, match="import-roster"):
+    with pytest.raises(StateError, match="ImportRoster"):
         await exported(vault, ExportFile.CODES)
 
 

@@ -21,8 +21,8 @@ def intake() -> Intake:
     return Intake(Bundle(), AnswerRules(PublicInstrument()), Secret(b"k"), [], [], BACKLOG)
 
 
-def session(opening: int, *, writer: bytes = b"w" * 16, seats: int = 0) -> Session:
-    return Session(CODE, writer, opening, seats, 0, 0, BACKLOG, nobody_reads, None)
+def session(opening: int, *, writer: bytes = b"w" * 16, seats: int = 0, arrival: int = 0) -> Session:
+    return Session(CODE, writer, opening, seats, 0, 0, BACKLOG, nobody_reads, None, arrival)
 
 
 def test_a_newer_opening_displaces_the_older_one() -> None:
@@ -41,6 +41,12 @@ def test_of_two_streams_under_one_opening_the_newcomer_stays() -> None:
     live, first, second = intake(), session(3), session(3)
     live.add(first)
     assert live.add(second) == [(first, 3)]
+
+
+def test_of_twins_under_one_opening_the_one_that_was_answered_last_stays_whichever_comes_first() -> None:
+    live, first, second = intake(), session(3, arrival=7), session(3, arrival=8)
+    live.add(second)
+    assert live.add(first) == [(first, 3)]
 
 
 def test_writers_of_a_class_displace_only_their_own_older_streams() -> None:

@@ -27,6 +27,7 @@ class Client:
     async def write(self, response: SubmitResponse) -> None:
         self.writing += 1
         assert self.writing == 1, "two writes at once"
+        await asyncio.sleep(0)
         await self.slow.wait()
         self.writing -= 1
         self.read.append(response)

@@ -82,7 +82,7 @@ async def test_no_key_of_an_item_and_no_name_is_in_it(parts: VaultParts) -> None
 async def test_everything_that_is_missing_is_listed_with_what_to_do(parts: VaultParts) -> None:
     with pytest.raises(StateError) as caught:
         signed(parts)
-    for each in ("import-roster", "put-instrument", "issue-codes", "codes of all pupils"):
+    for each in ("ImportRoster", "PutInstrument", "IssueCodes", "codes of all pupils"):
         assert each in caught.value.message
     parts.put_instrument()
     assert len(parts.database.read_now(lambda c: missing(c, CAMPAIGN))) == 2
