@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes
 EDITABLE := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation --no-deps \
 	-e . -e packaging/development
-SOURCES := pli server vault cli bench tests
+BENCH ?= ingest vault
 PACKAGING := pyproject.toml $(wildcard packaging/*/pyproject.toml)
 
 .PHONY: help demo up test lint format docs protos lock bench clean
@@ -61,8 +61,8 @@ lock: ## the lock files, anew (network)
 	test -x .uv/bin/uv || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv; }
 	locks/lock.sh
 
-bench: $(VENV)/runtime ## the benchmark suite
-	$(BIN)/pli bench $(BENCH)
+bench: $(VENV)/runtime ## the benchmarks (BENCH=ingest or BENCH=vault for one of them)
+	set -e; for part in $(BENCH); do $(BIN)/pli bench $$part; done
 
 clean: ## forgets installations and caches
 	rm -rf $(VENV) .uv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -22,8 +22,8 @@ from pli.errors import IntegrityError
 
 MAGIC = b"PLIC\x01"
 MARKER_BYTES = 16
-MAX_CLOSING_BYTES = 1 << 20
-"""About 18 000 epochs; a shard of a long day with a hundred processes has some thousands."""
+MAX_CLOSING_BYTES = 4 << 20
+"""About 75 000 epochs: 64 busy processes, each with one a minute, for nineteen hours."""
 
 _PLACE = Struct(">H16sI")
 _EPOCH = Struct(">16sQ32s")
