@@ -97,9 +97,11 @@ class Relay:
 
     async def _exchange(self) -> None:
         self._asked_at = self._monotonic()
-        await self._orders.exchange()
-        self._asked_at = None
-        self._why[EXCHANGE] = ""
+        try:
+            await self._orders.exchange()
+        finally:
+            # Only a call under way may count as unanswered: between two attempts the last reason stands.
+            self._asked_at = None
 
     def _reason(self) -> str:
         """Why the vault is not reachable, "" when it is. A call that hangs counts before it times out."""
