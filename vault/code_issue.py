@@ -22,7 +22,7 @@ from vault.campaigns import find
 from vault.keyring import IdentityKeys, KeyRing
 from vault.pseudonym_key import pseudonym_key
 from vault.registry import LIVE, PUPIL
-from vault.roster_store import ROWS_AT_ONCE, row_of
+from vault.roster_store import ROWS_AT_ONCE, opened_rows, row_of
 from vault.store.campaign_tables import CODES, IDENTITIES, REGISTRY
 from vault.store.database import Database
 
@@ -82,15 +82,7 @@ def issued_codes(connection: Connection, keys: IdentityKeys) -> Iterator[tuple[i
     Raises:
         IntegrityError: a row was altered or moved.
     """
-    columns = CODES.c
-    rows = connection.execute(
-        select(columns.ordinal, columns.sealed)
-        .where(columns.campaign_id == keys.campaign_id)
-        .order_by(columns.ordinal),
-        execution_options={"yield_per": ROWS_AT_ONCE},
-    )
-    for ordinal, sealed in rows:
-        content = keys.rows.open(CODES.name, row_of(ordinal), sealed)
+    for ordinal, content in opened_rows(connection, keys, CODES):
         yield ordinal, content[:PSEUDONYM_BYTES], Code(content[PSEUDONYM_BYTES:].decode("ascii"))
 
 

@@ -18,7 +18,7 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Table, insert, select
 
 from pli.csv_input import MAX_FILE_BYTES
 from pli.errors import AlreadyExists, StateError
@@ -120,7 +120,19 @@ def pupils(connection: Connection, keys: IdentityKeys) -> Iterator[Pupil]:
     Raises:
         IntegrityError: a row was altered or moved.
     """
-    columns = IDENTITIES.c
+    for _, content in opened_rows(connection, keys, IDENTITIES):
+        cells = json.loads(content)
+        cells[_BIRTH_DATE] = date.fromisoformat(cells[_BIRTH_DATE])
+        yield Pupil(*cells)
+
+
+def opened_rows(connection: Connection, keys: IdentityKeys, table: Table) -> Iterator[tuple[int, bytes]]:
+    """(place in the roster, content) of every row of a table of this campaign, in the order of the roster.
+
+    Raises:
+        IntegrityError: a row was altered or moved.
+    """
+    columns = table.c
     rows = connection.execute(
         select(columns.ordinal, columns.sealed)
         .where(columns.campaign_id == keys.campaign_id)
@@ -128,9 +140,7 @@ def pupils(connection: Connection, keys: IdentityKeys) -> Iterator[Pupil]:
         execution_options={"yield_per": ROWS_AT_ONCE},
     )
     for ordinal, sealed in rows:
-        cells = json.loads(keys.rows.open(IDENTITIES.name, row_of(ordinal), sealed))
-        cells[_BIRTH_DATE] = date.fromisoformat(cells[_BIRTH_DATE])
-        yield Pupil(*cells)
+        yield ordinal, keys.rows.open(table.name, row_of(ordinal), sealed)
 
 
 def row_of(ordinal: int) -> bytes:
